@@ -1,0 +1,235 @@
+"""The call: what is asked, by whom, of which target. Immutable; an attempt that differs is a new ``Call``.
+
+A dialect reads the client's body into these types and a provider writes its own request from them, so that neither knows
+the other. What they cannot express is not lost: ``Call.source`` keeps the client's own JSON and each message, part and
+tool its own piece of it, and a provider that speaks the same wire takes them over as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+"""A decoded JSON object."""
+
+Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+OPENAI_CHAT = "openai.chat"
+"""The wire of a request body in OpenAI's Chat Completions format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One model of one configured provider."""
+
+    provider: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where calls for one model may go, and what is to happen when a stream breaks.
+
+    ``name`` is what metrics call the model: an alias or ``provider/model`` out of the configuration, else ``other``.
+    """
+
+    name: str = "other"
+    targets: tuple[Target, ...] = ()
+    strategy: Literal["priority", "weighted", "fastest"] = "priority"
+    weights: tuple[float, ...] = ()
+    on_interrupt: Literal["continue", "restart", "error"] = "continue"
+    hedge_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """An image by ``https`` URL or as a ``data:`` URI; the gateway never fetches it."""
+
+    url: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPart:
+    """Base64 audio; ``format`` is ``wav`` or ``mp3``."""
+
+    data: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A document: as a ``data:`` URI, by URL or by the provider's own file id."""
+
+    url: str | None = None
+    file_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownPart:
+    """A part that only the wire it came in understands."""
+
+    type: str
+
+
+Part: TypeAlias = TextPart | ImagePart | AudioPart | FilePart | UnknownPart
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made in an earlier turn; ``arguments`` is JSON text, or free text for a custom tool."""
+
+    id: str
+    name: str
+    arguments: str
+    is_custom: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn. ``source`` is the JSON it came as, ``None`` when the gateway wrote it."""
+
+    role: Role
+    parts: tuple[Part, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    name: str | None = None
+    reasoning: str | None = None
+    source: Json | None = None
+
+    @property
+    def text(self) -> str:
+        """All text of the turn, concatenated."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the client offers; ``parameters`` is a JSON schema. ``is_custom`` tools take free text."""
+
+    name: str
+    description: str | None = None
+    parameters: Json | None = None
+    strict: bool | None = None
+    is_custom: bool = False
+    source: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Which tools the model may or must call; ``names`` restricts ``auto`` and ``required`` to some of them."""
+
+    mode: Literal["auto", "none", "required"]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseFormat:
+    """The form that the answer must have."""
+
+    kind: Literal["text", "json_object", "json_schema"]
+    name: str = "answer"
+    schema: Json | None = None
+    strict: bool | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; ``None`` leaves it to the provider."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The client's own body, decoded, and the wire it is written in."""
+
+    wire: str
+    body: Json
+
+
+class Flow(Protocol):
+    """Back-pressure: whether the client's socket takes more, and a way to wait until it does."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether reading from the provider should pause."""
+
+    async def wait(self) -> None:
+        """Return when the client's socket takes more; at once when it does now."""
+
+
+class OpenFlow:
+    """The flow of a consumer that always takes more."""
+
+    is_paused = False
+
+    async def wait(self) -> None:
+        """Return at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request of a client, and the attempt that is being made for it.
+
+    ``endpoint`` is the name of the path (a label of metrics), ``model`` what the client asked for, ``credential`` the
+    key it showed and ``client_id`` who it turned out to be. ``headers`` are those that may go on to a provider.
+    ``received_at_s`` is on the monotonic clock, ``created_unix_s`` is what a dialect dates its answer with.
+    """
+
+    request_id: str
+    endpoint: str = "other"
+    dialect: str = ""
+    model: str = ""
+    route: Route = Route()
+    target: Target | None = None
+    attempt: int = 1
+    credential: str | None = field(default=None, repr=False)
+    client_id: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    received_at_s: float = 0.0
+    created_unix_s: int = 0
+
+    stream: bool = False
+    include_usage: bool = False
+    messages: tuple[Message, ...] = field(default=(), repr=False)
+    tools: tuple[Tool, ...] = field(default=(), repr=False)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = field(default=None, repr=False)
+    max_output_tokens: int | None = None
+    stop: tuple[str, ...] = field(default=(), repr=False)
+    sampling: Sampling = Sampling()
+    reasoning_effort: str | None = None
+    choice_count: int = 1
+    logprobs: bool = False
+    source: Source = field(default=Source("", {}), repr=False)
+    flow: Flow = field(default=OpenFlow(), repr=False)
+
+    def system_text(self) -> str:
+        """All system and developer turns as one text, for providers that take it apart from the conversation."""
+        texts = [message.text for message in self.messages if message.role in ("system", "developer")]
+        return "\n\n".join(text for text in texts if text)
+
+    def conversation(self) -> Sequence[Message]:
+        """Return the turns that are neither the system's nor the developer's."""
+        return [message for message in self.messages if message.role not in ("system", "developer")]

@@ -1,0 +1,105 @@
+"""The legal order of a stream's events, as a table.
+
+One stream starts once, and each of its choices runs ``open`` → ``finished``. A tool call starts before its arguments.
+Usage and extras may come at any time: providers send them before the start, on every chunk, or after the end.
+
+Providers do break the order: text after the finish, a second start, arguments of a call that never began. Such an event
+is not passed on (nothing could be done with it that a client expects) and counted, see ``Lifecycle.dropped_count``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.core.events import (
+    ChoiceFinished,
+    Event,
+    ProviderExtra,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    UsageReported,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LEGAL: dict[str, frozenset[type]] = {
+    "waiting": frozenset({StreamStarted, UsageReported, ProviderExtra}),
+    "open": frozenset(
+        {
+            TextDelta,
+            ReasoningDelta,
+            RefusalDelta,
+            ToolCallStarted,
+            ToolCallDelta,
+            ChoiceFinished,
+            UsageReported,
+            ProviderExtra,
+        }
+    ),
+    "finished": frozenset({UsageReported, ProviderExtra}),
+}
+"""Which events may come while the stream waits for its start, and while a choice is open or finished."""
+
+
+class Lifecycle:
+    """Follows one stream and says which of its events are legal."""
+
+    __slots__ = ("_calls", "_finished", "_open", "dropped_count", "has_started")
+
+    def __init__(self) -> None:
+        self.has_started = False
+        self.dropped_count = 0
+        self._open: set[int] = set()
+        self._finished: set[int] = set()
+        self._calls: set[tuple[int, int]] = set()
+
+    @property
+    def finished_count(self) -> int:
+        """How many choices have finished; 0 while any that was seen has not."""
+        return 0 if self._open else len(self._finished)
+
+    def admit(self, events: Sequence[Event]) -> list[Event]:
+        """Return the events that may be passed on, in their order."""
+        return [event for event in events if self._allows(event)]
+
+    def _allows(self, event: Event) -> bool:
+        if type(event) is TextDelta and event.index in self._open:  # nearly all of a stream
+            return True
+        if self._is_legal(event):
+            return True
+        self.dropped_count += 1
+        return False
+
+    def _is_legal(self, event: Event) -> bool:
+        if type(event) not in LEGAL[self._state(event)]:
+            return False
+        match event:
+            case StreamStarted():
+                self.has_started = True
+            case ToolCallStarted(call_index=call_index, index=index):
+                self._calls.add((index, call_index))
+                self._open.add(index)
+            case ToolCallDelta(call_index=call_index, index=index):
+                return (index, call_index) in self._calls
+            case ChoiceFinished(index=index):
+                self._finished.add(index)
+                self._open.discard(index)
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
+                self._open.add(event.index)
+            case _:
+                pass
+        return True
+
+    def _state(self, event: Event) -> str:
+        if not self.has_started:
+            return "waiting"
+        match event:
+            case StreamStarted() | UsageReported() | ProviderExtra():
+                return "open"
+            case _:
+                return "finished" if event.index in self._finished else "open"

@@ -1,0 +1,130 @@
+"""The transcript: a stream's events folded into what was delivered so far.
+
+Resuming needs it to know where to go on, a whole answer is rendered from it, logs and metrics count by it. It keeps the
+pieces and joins them when asked: appending is all that a token costs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from gateway.core.events import (
+    ChoiceFinished,
+    Event,
+    FinishReason,
+    ProviderExtra,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+    UsageReported,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(slots=True)
+class ToolCallTranscript:
+    """One tool call as far as it was delivered."""
+
+    id: str
+    name: str
+    kind: Literal["function", "custom", "legacy"]
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """The argument text so far; whole JSON only when the choice has finished."""
+        return "".join(self.pieces)
+
+
+@dataclass(slots=True)
+class ChoiceTranscript:
+    """One choice as far as it was delivered."""
+
+    text_pieces: list[str] = field(default_factory=list)
+    reasoning_pieces: list[str] = field(default_factory=list)
+    refusal_pieces: list[str] = field(default_factory=list)
+    tool_calls: dict[int, ToolCallTranscript] = field(default_factory=dict)
+    finish_reason: FinishReason | None = None
+    native_reason: str = ""
+
+    @property
+    def text(self) -> str:
+        """The visible answer so far."""
+        return "".join(self.text_pieces)
+
+    @property
+    def reasoning(self) -> str:
+        """The shown reasoning so far."""
+        return "".join(self.reasoning_pieces)
+
+    @property
+    def refusal(self) -> str:
+        """The words of refusal so far."""
+        return "".join(self.refusal_pieces)
+
+
+@dataclass(slots=True)
+class Transcript:
+    """What a stream has delivered so far."""
+
+    started: StreamStarted | None = None
+    choices: dict[int, ChoiceTranscript] = field(default_factory=dict)
+    usage: Usage | None = None
+    delta_count: int = 0
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Fold in what one read brought."""
+        for event in events:
+            if type(event) is TextDelta:
+                self.delta_count += 1
+                self.choice(event.index).text_pieces.append(event.text)
+            else:
+                self._add_other(event)
+
+    def choice(self, index: int = 0) -> ChoiceTranscript:
+        """Return the choice ``index``, empty if nothing of it was delivered."""
+        found = self.choices.get(index)
+        if found is None:
+            found = self.choices[index] = ChoiceTranscript()
+        return found
+
+    @property
+    def is_visible(self) -> bool:
+        """Whether a user could have seen anything of it."""
+        return self.delta_count > 0
+
+    def _add_other(self, event: Event) -> None:
+        match event:
+            case StreamStarted():
+                self.started = event
+            case UsageReported(usage=usage):
+                self.usage = usage
+            case ProviderExtra():
+                pass
+            case ChoiceFinished(index=index):
+                choice = self.choice(index)
+                choice.finish_reason, choice.native_reason = event.reason, event.native_reason
+            case _:
+                self.delta_count += 1
+                self._add_delta(event)
+
+    def _add_delta(self, event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta) -> None:
+        choice = self.choice(event.index)
+        match event:
+            case TextDelta(text=text):
+                choice.text_pieces.append(text)
+            case ReasoningDelta(text=text):
+                choice.reasoning_pieces.append(text)
+            case RefusalDelta(text=text):
+                choice.refusal_pieces.append(text)
+            case ToolCallStarted():
+                choice.tool_calls[event.call_index] = ToolCallTranscript(event.id, event.name, event.kind)
+            case ToolCallDelta(call_index=call_index, arguments=arguments):
+                choice.tool_calls[call_index].pieces.append(arguments)

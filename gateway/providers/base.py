@@ -1,0 +1,124 @@
+"""What a provider is to the rest of the gateway: a call becomes a request, bytes become events. No I/O, no clock.
+
+A provider's file says four things about its wire: how a request is written, how a stream and a whole answer are read,
+what its errors mean, and by which rule its stream counts as complete. The last one is the point of the whole gateway: an
+end of bytes without the provider's own end marker is an interruption, however cleanly the socket closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.core.call import Call
+from gateway.core.errors import UpstreamError
+from gateway.core.events import (
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    UsageReported,
+)
+from gateway.core.lifecycle import Lifecycle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderOptions:
+    """What the configuration says of one provider, as far as its wire is concerned."""
+
+    name: str
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    host: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    api_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """A request as it goes to the provider: always a POST of JSON."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+class Decoder(Protocol):
+    """Reads one stream. ``feed`` and ``finish`` raise ``UpstreamError`` for what the provider calls an error, and
+    ``StreamInterrupted`` for bytes that are not its wire.
+    """  # noqa: D205, D209
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that ``data`` completes, in legal order."""
+
+    def finish(self) -> list[Event]:
+        """Take the end of the bytes; raises ``StreamInterrupted`` when the stream was not complete."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the provider's own end marker was seen, so that nothing more needs to be read."""
+
+
+class Provider(Protocol):
+    """One configured provider."""
+
+    def request(self, call: Call) -> UpstreamRequest:
+        """Write ``call`` in the provider's wire; raises ``InvalidRequest`` for what it cannot express."""
+
+    def decoder(self, call: Call) -> Decoder:
+        """Return a decoder for the stream that answers ``call``."""
+
+    def answer(self, call: Call, body: bytes) -> list[Event]:
+        """Read a whole answer; raises as a decoder does."""
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """Say what an HTTP error of the provider means."""
+
+
+class EventDecoder:
+    """What all decoders share: legal order, the end rule, and usage where the provider reported none."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._lifecycle = Lifecycle()
+        self._character_count = 0
+        self._has_usage = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the provider's own end marker was seen; overridden where there is one."""
+        return False
+
+    def _admit(self, events: list[Event]) -> list[Event]:
+        """Keep what is legal, and count what an estimate of the usage would need."""
+        admitted = self._lifecycle.admit(events)
+        for event in admitted:
+            if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
+                self._character_count += len(event.text)
+            elif isinstance(event, ToolCallDelta):
+                self._character_count += len(event.arguments)
+            elif isinstance(event, UsageReported):
+                self._has_usage = True
+        return admitted
+
+    def _estimated_usage(self) -> list[Event]:
+        """Return a usage report made of lengths when the provider gave none, else nothing."""
+        if self._has_usage:
+            return []
+        prompt = sum(len(message.text) for message in self._call.messages)
+        usage = Usage(estimate_tokens(prompt), estimate_tokens(self._character_count), is_estimated=True)
+        return [UsageReported(usage)]
+
+
+def estimate_tokens(character_count: int) -> int:
+    """Return about how many tokens a text has: four characters each, as the providers' own rule of thumb says."""
+    return -(-character_count // 4)
+
+
+def is_finished(events: Sequence[Event]) -> bool:
+    """Whether a whole answer's events say that it is whole."""
+    return any(isinstance(event, ChoiceFinished) for event in events)

@@ -1,0 +1,180 @@
+"""What a provider's errors mean: read their many shapes, clean their words, say whether another attempt may help.
+
+A provider's message helps the caller to mend the request, so it is passed on; but it is somebody else's text: one line,
+short, and without anything that looks like a key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import msgspec
+
+from gateway.core.errors import (
+    ErrorType,
+    StreamInterrupted,
+    UpstreamBusy,
+    UpstreamError,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+
+FINAL_CODES = re.compile(
+    r"insufficient_quota|billing|credit|balance|spend_limit|quota_exceeded_for_month", re.IGNORECASE
+)
+"""A 429 or 403 with one of these will not pass by waiting."""
+
+_CONTEXT = re.compile(
+    r"context[_ ]length|context window|maximum context|prompt is too long|too many tokens|exceeds the maximum number of"
+    r" tokens|input token count",
+    re.IGNORECASE,
+)
+_FILTER = re.compile(r"content_filter|content_policy|content management policy|safety|moderation", re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?i)bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|key|api|AIza|tgp|hf|r8|fw|nvapi|csk|pplx|mr|LLM)[-_][\w\-.*]{6,}|AIza[\w\-]{10,}"
+    r"|(?<=key=)[^\s&]+|[\w\-]{3,}\*{3,}[\w\-]*"
+)
+MAX_MESSAGE_CHARACTERS = 400
+
+
+def clean_message(text: object, *secrets: str | None) -> str:
+    """Return a provider's words as one short line without anything that looks like a key."""
+    line = " ".join(str(text).split())
+    for secret in secrets:
+        if secret:
+            line = line.replace(secret, "[redacted]")
+    line = _SECRET.sub("[redacted]", line)
+    return line if len(line) <= MAX_MESSAGE_CHARACTERS else line[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+
+
+def retry_after_s(headers: Mapping[str, str], *, now_unix_s: float | None = None) -> float | None:
+    """Return for how long the provider asks to wait: ``retry-after-ms``, then ``retry-after`` as seconds or a date."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(0.0, float(value) / scale)
+        except ValueError:
+            return _seconds_until(value, headers.get("date"), now_unix_s)
+    return None
+
+
+def _seconds_until(value: str, date: str | None, now_unix_s: float | None) -> float | None:
+    """A date is compared with the answer's own ``date``, so that no clock needs to be right."""
+    try:
+        then = parsedate_to_datetime(value).timestamp()
+        now = parsedate_to_datetime(date).timestamp() if date else now_unix_s
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return None if now is None else max(0.0, then - now)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """What all providers' error bodies say in one way or another."""
+
+    message: str = ""
+    code: str = ""
+    type: str = ""
+    param: str | None = None
+
+
+def upstream_error(
+    status: int, said: ErrorBody, *, wait_s: float | None = None, should_retry: bool | None = None
+) -> UpstreamError:
+    """Return the error for an HTTP status, or for an error event that corresponds to one.
+
+    Which statuses are worth another attempt is the union of what the providers' own SDKs do: 408, 409, 424, 425, 429
+    without a word of quota or billing, and everything from 500 up.
+    """
+    message = said.message or f"the provider answered with status {status}"
+    words = f"{said.code} {said.type} {said.message}"
+    retryable = should_retry if should_retry is not None else status in (408, 409, 424, 425, 429) or status >= 500
+    if status == 429 and FINAL_CODES.search(words):
+        return UpstreamRefused(
+            message, status_code=429, code=said.code or "insufficient_quota", retryable=False,
+            error_type="rate_limited", upstream_status=status,
+        )  # fmt: skip
+    if status in (429, 503, 529):
+        error_type: ErrorType = "rate_limited" if status == 429 else "overloaded"
+        return UpstreamBusy(
+            message, status_code=429 if status == 429 else 503, code=said.code or None, retry_after_s=wait_s,
+            retryable=retryable, error_type=error_type, upstream_status=status,
+        )  # fmt: skip
+    if status in (401, 402, 403):
+        return UpstreamRefused(
+            "the provider did not accept the gateway's credentials" if status != 402
+            else "the provider's account has no credit",
+            status_code=502, code="upstream_auth", retryable=False, error_type="auth", upstream_status=status,
+        )  # fmt: skip
+    if status >= 500:
+        return UpstreamFailed(
+            message, status_code=504 if status == 504 else 502, code=said.code or None, retry_after_s=wait_s,
+            retryable=retryable, upstream_status=status,
+        )  # fmt: skip
+    return UpstreamRefused(
+        message, status_code=status if status in (400, 404, 408, 409, 413, 415, 422) else 502,
+        code=said.code or said.type or None, param=said.param, retry_after_s=wait_s, retryable=retryable,
+        error_type=_refusal_type(words), upstream_status=status,
+    )  # fmt: skip
+
+
+def _refusal_type(words: str) -> ErrorType:
+    if _CONTEXT.search(words):
+        return "context_length"
+    return "content_filter" if _FILTER.search(words) else "bad_request"
+
+
+def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
+    """Read the error shapes that the OpenAI family uses: ``{"error": {…}}``, ``{"error": "…"}``, or flat."""
+    try:
+        document = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ErrorBody()
+    if isinstance(document, list) and document:
+        document = document[0]
+    return error_from_json(document, *secrets)
+
+
+def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
+    """Read an error out of decoded JSON, whatever its shape."""
+    if isinstance(document, Mapping) and isinstance(document.get("error"), Mapping | str):
+        inner = document["error"]
+    else:
+        inner = document
+    if isinstance(inner, str):
+        return ErrorBody(clean_message(inner, *secrets))
+    if not isinstance(inner, Mapping):
+        return ErrorBody()
+    message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
+    return ErrorBody(
+        clean_message(message, *secrets) if isinstance(message, str) else "",
+        _word(inner.get("code")),
+        _word(inner.get("type") or inner.get("status")),
+        inner.get("param") if isinstance(inner.get("param"), str) else None,
+    )
+
+
+def _word(value: object) -> str:
+    """Codes are words or numbers; anything longer is not a code."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return ""
+    text = str(value)
+    return text if re.fullmatch(r"[\w.\-]{1,64}", text) else ""
+
+
+def cut_off() -> StreamInterrupted:
+    """Return the error for an end of bytes without the provider's end marker."""
+    return StreamInterrupted("the provider's stream ended before the answer did", code="stream_truncated")
+
+
+def malformed(what: str) -> StreamInterrupted:
+    """Return the error for bytes that are not the provider's wire; ``what`` quotes nothing of them."""
+    return StreamInterrupted(
+        f"the provider sent {what}", code="malformed_stream", error_type="protocol", retryable=True
+    )
