@@ -1,6 +1,6 @@
 """The call: what is asked, by whom, of which target. Immutable; an attempt that differs is a new ``Call``.
 
-A dialect reads the client's body into these types and a provider writes its own request from them, so that neither knows
+A dialect reads the client's body into these types, a provider writes its own request from them: neither knows
 the other. What they cannot express is not lost: ``Call.source`` keeps the client's own JSON and each message, part and
 tool its own piece of it, and a provider that speaks the same wire takes them over as they are.
 """

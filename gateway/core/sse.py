@@ -6,8 +6,8 @@ several ``data`` lines are joined by LF, an event without data is dropped. Two d
 them: a document whose blank line is missing at the end of the stream is still delivered (its JSON tells whether it is
 whole), and a bare JSON document without ``data:`` is delivered too (Gemini sends its errors like that).
 
-The decoder never copies a byte of an event twice while it waits for the rest: bytes are kept in the pieces in which they
-came, so that a frame of many reads costs linear time.
+The decoder never copies a byte twice while it waits for the rest of an event: bytes are kept in the pieces in which
+they came, so that a frame of many reads costs linear time.
 """
 
 from __future__ import annotations

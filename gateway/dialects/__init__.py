@@ -1,0 +1,1 @@
+"""The dialects that clients speak, one line each."""

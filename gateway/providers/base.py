@@ -1,8 +1,8 @@
-"""What a provider is to the rest of the gateway: a call becomes a request, bytes become events. No I/O, no clock.
+"""What a provider is to the rest of the gateway: a call becomes a request, bytes become events. No I/O.
 
 A provider's file says four things about its wire: how a request is written, how a stream and a whole answer are read,
-what its errors mean, and by which rule its stream counts as complete. The last one is the point of the whole gateway: an
-end of bytes without the provider's own end marker is an interruption, however cleanly the socket closed.
+what its errors mean, and by which rule its stream counts as complete. The last one is the point of the whole gateway:
+an end of bytes without the provider's own end marker is an interruption, however cleanly the socket closed.
 """
 
 from __future__ import annotations
@@ -48,9 +48,11 @@ class UpstreamRequest:
 
 
 class Decoder(Protocol):
-    """Reads one stream. ``feed`` and ``finish`` raise ``UpstreamError`` for what the provider calls an error, and
-    ``StreamInterrupted`` for bytes that are not its wire.
-    """  # noqa: D205, D209
+    """Reads one stream.
+
+    ``feed`` and ``finish`` raise ``UpstreamError`` for what the provider calls an error, and ``StreamInterrupted`` for
+    bytes that are not its wire.
+    """
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that ``data`` completes, in legal order."""
