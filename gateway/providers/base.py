@@ -24,6 +24,8 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.lifecycle import Lifecycle
+from gateway.core.sse import ServerSentEvent, SSEDecoder
+from gateway.providers.errors import cut_off, interruption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,38 +84,83 @@ class Provider(Protocol):
 
 
 class EventDecoder:
-    """What all decoders share: legal order, the end rule, and usage where the provider reported none."""
+    """What all decoders of server-sent events share: legal order, the end rule, usage where none was reported.
+
+    A wire's decoder says how one event is read (``_read``) and when the stream is whole (``_is_whole``). An error that
+    comes in one read behind good events does not take them along: they are returned first, and the error is raised by
+    ``finish``, which the caller reaches at once because ``is_complete`` says that nothing more needs to be read.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
+        self._sse = SSEDecoder()
         self._lifecycle = Lifecycle()
+        self._failure: UpstreamError | None = None
+        self._has_ended = False
         self._character_count = 0
         self._has_usage = False
 
     @property
     def is_complete(self) -> bool:
-        """Whether the provider's own end marker was seen; overridden where there is one."""
-        return False
+        """Whether the provider's own end marker, or its error, was seen."""
+        return self._has_ended or self._failure is not None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that ``data`` completes, in legal order."""
+        events: list[Event] = []
+        if self._failure is None:
+            try:
+                for message in self._sse.feed(data):
+                    self._read(message, events)
+            except UpstreamError as error:
+                self._failure = self._as_interruption(error, events)
+        return self._admit(events)
+
+    def finish(self) -> list[Event]:
+        """Take the end of the bytes; raises ``StreamInterrupted`` when the stream was not complete."""
+        events: list[Event] = []
+        if self._failure is None:
+            for message in self._sse.finish():
+                self._read(message, events)
+        if self._failure is not None:
+            raise self._failure
+        events = self._admit(events)
+        if not self._is_whole():
+            raise cut_off()
+        return events if self._has_usage else [*events, UsageReported(self._estimate())]
+
+    def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
+        """Append what ``message`` says to ``events``; raises ``UpstreamError`` for an error or a foreign wire."""
+        raise NotImplementedError
+
+    def _is_whole(self) -> bool:
+        """Whether the provider has said that the answer is whole."""
+        raise NotImplementedError
+
+    def _as_interruption(self, error: UpstreamError, events: list[Event]) -> UpstreamError:
+        """An error before the start is that of an attempt that never began; later it is an interruption."""
+        has_started = self._lifecycle.has_started or bool(events)
+        return interruption(error) if has_started else error
 
     def _admit(self, events: list[Event]) -> list[Event]:
         """Keep what is legal, and count what an estimate of the usage would need."""
         admitted = self._lifecycle.admit(events)
         for event in admitted:
-            if isinstance(event, TextDelta | ReasoningDelta | RefusalDelta):
-                self._character_count += len(event.text)
-            elif isinstance(event, ToolCallDelta):
-                self._character_count += len(event.arguments)
-            elif isinstance(event, UsageReported):
-                self._has_usage = True
+            match event:
+                case TextDelta() | ReasoningDelta() | RefusalDelta():
+                    self._character_count += len(event.text)
+                case ToolCallDelta():
+                    self._character_count += len(event.arguments)
+                case UsageReported():
+                    self._has_usage = True
+                case _:
+                    pass
         return admitted
 
-    def _estimated_usage(self) -> list[Event]:
-        """Return a usage report made of lengths when the provider gave none, else nothing."""
-        if self._has_usage:
-            return []
-        prompt = sum(len(message.text) for message in self._call.messages)
-        usage = Usage(estimate_tokens(prompt), estimate_tokens(self._character_count), is_estimated=True)
-        return [UsageReported(usage)]
+    def _estimate(self) -> Usage:
+        """Return the usage by lengths, for a provider that reported none."""
+        prompt_characters = sum(len(message.text) for message in self._call.messages)
+        return Usage(estimate_tokens(prompt_characters), estimate_tokens(self._character_count), is_estimated=True)
 
 
 def estimate_tokens(character_count: int) -> int:

@@ -178,3 +178,18 @@ def malformed(what: str) -> StreamInterrupted:
     return StreamInterrupted(
         f"the provider sent {what}", code="malformed_stream", error_type="protocol", retryable=True
     )
+
+
+def interruption(error: UpstreamError) -> StreamInterrupted:
+    """Return ``error``, which came after the stream had begun, as the interruption that it is."""
+    if isinstance(error, StreamInterrupted):
+        return error
+    return StreamInterrupted(
+        error.message,
+        code=error.code,
+        param=error.param,
+        retry_after_s=error.retry_after_s,
+        retryable=error.retryable,
+        error_type=error.error_type,
+        upstream_status=error.upstream_status,
+    )

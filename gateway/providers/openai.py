@@ -1,0 +1,278 @@
+"""OpenAI's Chat Completions, and the request that everybody who copies it understands.
+
+A call that came in OpenAI's own wire goes out as it came: the client's JSON with the model's name, ``stream`` and the
+usage option set, and nothing else touched that this model or host accepts. ``Wire`` says in flags where a host does
+not: a provider that differs only in those is one line in a table, not a file.
+
+Sampling parameters on a reasoning model, and ``max_tokens`` on one that wants ``max_completion_tokens``, would be
+refused by OpenAI with a 400; a route that falls back between models cannot have its client know that, so they are left
+out or renamed for the models that are known for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import msgspec
+
+from gateway.core.call import (
+    OPENAI_CHAT,
+    AudioPart,
+    Call,
+    FilePart,
+    ImagePart,
+    Message,
+    Part,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from gateway.core.errors import InvalidRequest, UpstreamError
+from gateway.core.events import Event
+from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest
+from gateway.providers.errors import read_error_body, retry_after_s, upstream_error
+from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+
+FORWARDED_HEADERS = ("openai-beta", "openai-organization", "openai-project", "idempotency-key", "traceparent")
+_REASONING_MODEL = re.compile(r"^(?:o\d|gpt-5(?!.*chat))")
+_SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias")
+
+
+def _as_is(body: dict[str, Any], call: Call) -> None:
+    """Leave the body as the client sent it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How one host's request differs from what OpenAI documents.
+
+    ``accepted`` lists the only keys a strict host takes; ``adapt`` is for what no flag can say.
+    """
+
+    path: str = "/chat/completions"
+    key_header: str = "authorization"
+    max_tokens_key: str = "max_tokens"
+    has_usage_option: bool = True
+    has_developer_role: bool = False
+    takes_reasoning_back: bool = True
+    done_is_end: bool = False
+    accepted: frozenset[str] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    adapt: Callable[[dict[str, Any], Call], None] = _as_is
+
+
+def _adapt_reasoning_model(body: dict[str, Any], call: Call) -> None:
+    model = call.target.model if call.target else call.model
+    if not _REASONING_MODEL.match(model):
+        return
+    if "max_tokens" in body:
+        body.setdefault("max_completion_tokens", body["max_tokens"])
+        del body["max_tokens"]
+    if body.get("reasoning_effort") != "none":
+        for key in _SAMPLING:
+            body.pop(key, None)
+
+
+OPENAI_WIRE = Wire(
+    max_tokens_key="max_completion_tokens",
+    has_developer_role=True,
+    takes_reasoning_back=False,
+    adapt=_adapt_reasoning_model,
+)
+
+
+@dataclass(frozen=True)
+class OpenAI:
+    """A provider that speaks Chat Completions; ``wire`` says how it deviates."""
+
+    options: ProviderOptions
+    default_base_url: ClassVar[str] = "https://api.openai.com/v1"
+
+    @property
+    def wire(self) -> Wire:
+        """How this provider deviates from the others that share its wire."""
+        return OPENAI_WIRE
+
+    @property
+    def base_url(self) -> str:
+        """Where the provider is: as configured, or where it is known to be."""
+        return (self.options.base_url or self.default_base_url).rstrip("/")
+
+    def url(self, call: Call) -> str:  # noqa: ARG002, some hosts have the model in their path
+        """Return the address that answers ``call``."""
+        return self.base_url + self.wire.path
+
+    def request(self, call: Call) -> UpstreamRequest:
+        """Write ``call`` as a Chat Completions request; raises ``InvalidRequest`` for what it cannot express."""
+        return UpstreamRequest(self.url(call), self._headers(call), msgspec.json.encode(write_body(call, self.wire)))
+
+    def decoder(self, call: Call) -> Decoder:
+        """Return a decoder for the stream that answers ``call``."""
+        return OpenAIDecoder(call, secret=self.options.api_key, done_is_end=self.wire.done_is_end)
+
+    def answer(self, call: Call, body: bytes) -> list[Event]:
+        """Read a whole answer; raises as a decoder does."""
+        return read_answer(call, body, secret=self.options.api_key)
+
+    def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+        """Say what an HTTP error means."""
+        said = read_error_body(body, self.options.api_key)
+        word = headers.get("x-should-retry")
+        should_retry = {"true": True, "false": False}.get(word) if word else None
+        return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry)
+
+    def _headers(self, call: Call) -> dict[str, str]:
+        headers = {
+            "content-type": "application/json",
+            "accept": "text/event-stream" if call.stream else "application/json",
+        }
+        headers |= {name: call.headers[name] for name in FORWARDED_HEADERS if name in call.headers}
+        if self.options.api_key:
+            key = self.options.api_key
+            headers[self.wire.key_header] = f"Bearer {key}" if self.wire.key_header == "authorization" else key
+        return {**headers, **self.wire.headers, **self.options.headers}
+
+
+def write_body(call: Call, wire: Wire) -> dict[str, Any]:
+    """Return the request's body: the client's own where it spoke this wire, else one written from the call."""
+    body = dict(call.source.body) if call.source.wire == OPENAI_CHAT else _parameters(call)
+    body["model"] = call.target.model if call.target else call.model
+    body["messages"] = [_write_message(message, wire) for message in call.messages]
+    _set_max_tokens(body, call, wire)
+    _set_stream(body, call, wire)
+    for ours, theirs in wire.renamed.items():
+        if ours in body:
+            body[theirs] = body.pop(ours)
+    if wire.accepted is not None:
+        body = {key: value for key, value in body.items() if key in wire.accepted}
+    wire.adapt(body, call)
+    return body
+
+
+def _set_max_tokens(body: dict[str, Any], call: Call, wire: Wire) -> None:
+    present = [key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
+    if not present and call.max_output_tokens is not None:
+        present = [wire.max_tokens_key]
+    for key in present:
+        body[key] = call.max_output_tokens
+    if wire.max_tokens_key == "max_tokens" and "max_completion_tokens" in body:
+        body["max_tokens"] = body.pop("max_completion_tokens")
+
+
+def _set_stream(body: dict[str, Any], call: Call, wire: Wire) -> None:
+    if not call.stream:
+        body.pop("stream", None)
+        body.pop("stream_options", None)
+        return
+    body["stream"] = True
+    if wire.has_usage_option:  # asked for always: the gateway counts, whether the client wants to or not
+        body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    else:
+        body.pop("stream_options", None)
+
+
+def _write_message(message: Message, wire: Wire) -> Mapping[str, Any]:
+    source = message.source
+    written: Mapping[str, Any] = source if source is not None else _message(message)
+    if message.role == "developer" and not wire.has_developer_role:
+        written = {**written, "role": "system"}
+    if message.role == "assistant" and not wire.takes_reasoning_back and not written.keys().isdisjoint(_REASONING_KEYS):
+        written = {key: value for key, value in written.items() if key not in _REASONING_KEYS}
+    return written
+
+
+_REASONING_KEYS = frozenset({"reasoning_content", "reasoning", "reasoning_details"})
+
+
+def _message(message: Message) -> dict[str, Any]:
+    written: dict[str, Any] = {"role": message.role}
+    if all(isinstance(part, TextPart) for part in message.parts):
+        written["content"] = message.text if message.parts or not message.tool_calls else None
+    else:
+        written["content"] = [_write_part(part) for part in message.parts]
+    if message.tool_calls:
+        written["tool_calls"] = [_write_tool_call(call) for call in message.tool_calls]
+    if message.tool_call_id:
+        written["tool_call_id"] = message.tool_call_id
+    if message.name:
+        written["name"] = message.name
+    if message.reasoning:
+        written["reasoning_content"] = message.reasoning
+    return written
+
+
+def _write_part(part: Part) -> dict[str, Any]:
+    match part:
+        case TextPart(text):
+            return {"type": "text", "text": text}
+        case ImagePart(url, detail):
+            return {"type": "image_url", "image_url": {"url": url, **({"detail": detail} if detail else {})}}
+        case AudioPart(data, kind):
+            return {"type": "input_audio", "input_audio": {"data": data, "format": kind}}
+        case FilePart(url, file_id, name):
+            named = {"file_data": url, "file_id": file_id, "filename": name}
+            return {"type": "file", "file": {key: value for key, value in named.items() if value}}
+        case _:
+            raise InvalidRequest(f"a part of type {part.type!r} cannot be sent to this model", param="messages")
+
+
+def _write_tool_call(call: ToolCall) -> dict[str, Any]:
+    if call.is_custom:
+        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def _parameters(call: Call) -> dict[str, Any]:
+    """Write the parameters of a call that came in another dialect."""
+    sampling = call.sampling
+    values: dict[str, Any] = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "stop": list(call.stop) or None,
+        "n": call.choice_count if call.choice_count > 1 else None,
+        "logprobs": call.logprobs or None,
+        "reasoning_effort": call.reasoning_effort,
+        "parallel_tool_calls": call.parallel_tool_calls,
+        "tools": [_write_tool(tool) for tool in call.tools] or None,
+        "tool_choice": _write_tool_choice(call.tool_choice) if call.tool_choice else None,
+        "response_format": _write_format(call.response_format) if call.response_format else None,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _write_tool(tool: Tool) -> dict[str, Any]:
+    named = {"name": tool.name, "description": tool.description}
+    if tool.is_custom:
+        return {"type": "custom", "custom": {key: value for key, value in named.items() if value}}
+    function = {**named, "parameters": tool.parameters, "strict": tool.strict}
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
+
+
+def _write_tool_choice(choice: ToolChoice) -> str | dict[str, Any]:
+    if not choice.names:
+        return choice.mode
+    if len(choice.names) == 1 and choice.mode == "required":
+        return {"type": "function", "function": {"name": choice.names[0]}}
+    tools = [{"type": "function", "function": {"name": name}} for name in choice.names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
+
+
+def _write_format(wanted: ResponseFormat) -> dict[str, Any]:
+    if wanted.kind != "json_schema":
+        return {"type": wanted.kind}
+    named = {
+        "name": wanted.name,
+        "schema": wanted.schema,
+        "strict": wanted.strict,
+        "description": wanted.description,
+    }
+    return {"type": "json_schema", "json_schema": {key: value for key, value in named.items() if value is not None}}
