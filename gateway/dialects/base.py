@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from gateway.core.call import Call
@@ -41,5 +41,5 @@ class Dialect(Protocol):
     def answer(self, call: Call, events: Sequence[Event]) -> bytes:
         """Render a whole answer."""
 
-    def error_body(self, error: GatewayError, call: Call) -> tuple[bytes, Mapping[str, str]]:
-        """Render an error that is told by an HTTP status: its body and the dialect's own headers."""
+    def error_body(self, error: GatewayError, request_id: str) -> bytes:
+        """Render an error that is told by an HTTP status."""

@@ -64,9 +64,9 @@ class OpenAIChat:
                 return frame.data
         return _encode(_answer(call, events))
 
-    def error_body(self, error: GatewayError, call: Call) -> tuple[bytes, Mapping[str, str]]:  # noqa: ARG002
+    def error_body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002
         """Render an error that is told by an HTTP status."""
-        return _encode(_error(error)), {}
+        return _encode(_error(error))
 
 
 class OpenAIChatEncoder:

@@ -1,8 +1,8 @@
 """Reads a Chat Completions request into a ``Call``, and says in one line what is wrong with one that is not.
 
 Only what the gateway itself needs is checked: the shapes of messages, tools and the parameters that another provider's
-wire has to express. What it does not know is left in ``Call.source`` for a provider that does. Ranges are the provider's
-to judge.
+wire has to express. What it does not know is left in ``Call.source`` for a provider that does. Ranges are the
+provider's to judge.
 
 A hostile body costs little: its depth and its counts are bounded before anything is built from it.
 """
@@ -144,7 +144,7 @@ class _Fields:
         value = self._document.get(key)
         if value is not None and type(value) is not kind:
             raise wrong(self._path + key, expected, value)
-        return cast("_T | None", value)
+        return value
 
 
 def wrong(param: str, expected: str, value: object) -> InvalidRequest:

@@ -1,13 +1,13 @@
 """Plain UTF-8 text, chunk by chunk: ``POST /api/chat/stream``, for a page that has a reader and no parser.
 
-In comes ``{"message": "…", "model"?: "…"}`` as JSON, whatever the content type says; out comes the visible answer. Text has
-no room for an error event: the connection is closed without an end, and a browser's reader rejects. There is none for
-a heartbeat either, and reasoning and tool calls are left out.
+In comes ``{"message": "…", "model"?: "…"}`` as JSON, whatever the content type says; out comes the visible answer. Text
+has no room for an error event: the connection is closed without an end, and a browser's reader rejects. There is none
+for a heartbeat either, and reasoning and tool calls are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import msgspec
@@ -44,10 +44,10 @@ class PlainText:
         """Render a whole answer."""
         return self.encoder(call).encode(events)
 
-    def error_body(self, error: GatewayError, call: Call) -> tuple[bytes, Mapping[str, str]]:  # noqa: ARG002
+    def error_body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002
         """Render an error as the other paths do: a page reads its JSON when the status is not 200."""
         said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        return msgspec.json.encode({"error": said}), {}
+        return msgspec.json.encode({"error": said})
 
 
 class PlainTextEncoder:

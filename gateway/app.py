@@ -1,0 +1,268 @@
+"""The composition root: a checked configuration becomes a running gateway. The one file that knows all parts.
+
+Middlewares are loaded by the import path that the configuration names; nothing else in ``gateway`` knows any of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from importlib import import_module
+from ipaddress import ip_address
+from typing import cast
+
+import structlog
+from aiohttp import web
+
+from gateway.config import Config, MiddlewareConfig, ModelConfig, ProviderConfig, build_options
+from gateway.core.call import Route, Target
+from gateway.core.errors import ConfigError
+from gateway.guard import ConnectionGuard, Gate, OriginRule
+from gateway.page import show_page
+from gateway.pipeline import Authenticator, Middleware
+from gateway.providers import PROVIDERS
+from gateway.providers.base import Provider, ProviderOptions
+from gateway.providers.openai import OpenAI
+from gateway.server import Server, ServerOptions
+from gateway.simulator import Simulator
+from gateway.upstream import ConfiguredProvider, Upstream, make_session
+from gateway.watch import Limits
+
+log = structlog.get_logger()
+
+BACKLOG = 4096
+"""aiohttp's 128 refuses connections when a thousand clients come at once."""
+
+SIMULATOR_MODEL = "mill"
+
+
+class Gateway:
+    """A gateway that can be started and stopped. Making one checks all that can be checked without a socket.
+
+    Raises ``ConfigError`` for a middleware or provider that cannot be made, and for an address that must not be served.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.middlewares = make_middlewares(config.middleware)
+        self.is_open = not any(isinstance(item, Authenticator) and item.requires_key for item in self.middlewares)
+        _check_address(config, is_open=self.is_open)
+        make_providers(config, simulator_url="")
+        self.port = 0
+        self.admin_port = 0
+        self._is_ready = False
+        self._closers: list[Callable[[], Awaitable[object]]] = []
+
+    async def start(self) -> None:
+        """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
+        server = self.config.server
+        session = make_session()
+        self._closers.append(session.close)
+        providers = make_providers(self.config, simulator_url=await self._start_simulator())
+        self.port = await self._serve_public(Upstream(providers, session))
+        admin = web.Application()
+        admin.router.add_get("/healthz", self._healthz)
+        admin.router.add_get("/readyz", self._readyz)
+        self.admin_port = await self._listen(admin, server.admin_host, server.admin_port)
+        self._is_ready = True
+
+    async def stop(self) -> None:
+        """Refuse new connections, let live streams run on for ``drain_timeout_s``, then end them."""
+        self._is_ready = False
+        while self._closers:
+            await self._closers.pop()()
+
+    async def _start_simulator(self) -> str:
+        if all(provider.kind != "simulator" for provider in self.config.providers.values()):
+            return ""
+        simulator = Simulator()
+        port = await simulator.start("127.0.0.1", 0)
+        self._closers.append(simulator.stop)
+        return f"http://127.0.0.1:{port}/v1"
+
+    async def _serve_public(self, upstream: Upstream) -> int:
+        options = self.config.server
+        server = Server(
+            middlewares=self.middlewares,
+            endpoint=upstream,
+            route=make_router(self.config),
+            models=model_names(self.config),
+            options=ServerOptions(
+                heartbeat_s=options.heartbeat_s,
+                body_timeout_s=options.body_timeout_s,
+                write_timeout_s=options.write_timeout_s,
+            ),
+        )
+        guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
+        gate = Gate(OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins)), guard)
+        app = web.Application(client_max_size=options.max_body_bytes, middlewares=[gate.handle])
+        app.on_response_prepare.append(gate.add_headers)
+        add_routes(app, server)
+        return await self._listen(app, options.host, options.port, guard=guard)
+
+    async def _listen(self, app: web.Application, host: str, port: int, *, guard: ConnectionGuard | None = None) -> int:
+        """Serve ``app`` and return its port; raises ``ConfigError`` when the address cannot be had."""
+        timeout_s = self.config.server.drain_timeout_s if guard else 1.0
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=timeout_s)
+        await runner.setup()
+        make = cast("Callable[[], web.RequestHandler]", runner.server)
+        try:
+            listening = await asyncio.get_running_loop().create_server(
+                guard.over(make) if guard else make, host, port, backlog=BACKLOG
+            )
+        except OSError as error:
+            await runner.cleanup()
+            reason = (error.strerror or str(error)).lower()
+            raise ConfigError([f"{self.config.source}: cannot listen on {host}:{port}: {reason}"]) from error
+        self._closers.append(partial(_close, listening, runner, guard))
+        return int(listening.sockets[0].getsockname()[1])
+
+    async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
+        return web.Response(text="ready\n") if self._is_ready else web.Response(status=503, text="not ready\n")
+
+
+async def _close(listening: asyncio.Server, runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
+    listening.close()
+    await runner.cleanup()
+    if guard is not None:
+        guard.close()
+
+
+def add_routes(app: web.Application, server: Server) -> None:
+    """Give the public port its paths."""
+    app.router.add_post("/v1/chat/completions", server.chat_completions)
+    app.router.add_post("/api/chat/stream", server.chat_stream)
+    app.router.add_get("/v1/models", server.list_models)
+    app.router.add_get("/v1/models/{id:.+}", server.show_model)
+    app.router.add_get("/", show_page)
+    app.router.add_get("/page/{name}", show_page)
+
+
+def make_middlewares(entries: Sequence[MiddlewareConfig]) -> list[Middleware]:
+    """Import and make the middlewares, in their order; raises ``ConfigError`` with every fault."""
+    made: list[Middleware] = []
+    faults: list[str] = []
+    for entry in entries:
+        try:
+            made.append(cast("Middleware", build_options(_load(entry), entry)))
+        except ConfigError as error:
+            faults += error.faults
+    if faults:
+        raise ConfigError(faults)
+    return made
+
+
+def _load(entry: MiddlewareConfig) -> type:
+    module, _, name = entry.use.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError([entry.fault(f"expected the import path of a middleware: {error}")]) from error
+    if not isinstance(found, type) or not callable(getattr(found, "__call__", None)):  # noqa: B004, of its instances
+        raise ConfigError([entry.fault(f"expected a middleware class, got {entry.use}")])
+    return found
+
+
+def make_providers(config: Config, *, simulator_url: str) -> dict[str, ConfiguredProvider]:
+    """Make the configured providers; raises ``ConfigError`` with every fault."""
+    made: dict[str, ConfiguredProvider] = {}
+    faults: list[str] = []
+    for name, provider in config.providers.items():
+        limits = Limits(
+            connect_timeout_s=provider.connect_timeout_s,
+            ttft_timeout_s=provider.ttft_timeout_s,
+            stall_timeout_s=provider.stall_timeout_s,
+            total_timeout_s=provider.total_timeout_s,
+            max_concurrency=provider.max_concurrency,
+        )
+        try:
+            speaking = _make_provider(name, provider, simulator_url)
+        except ConfigError as error:
+            faults += [f"{config.source}: {fault}" for fault in error.faults]
+        else:
+            made[name] = ConfiguredProvider(speaking, limits, proxy=provider.proxy)
+    if faults:
+        raise ConfigError(faults)
+    return made
+
+
+def _make_provider(name: str, config: ProviderConfig, simulator_url: str) -> Provider:
+    options = ProviderOptions(
+        name=name,
+        base_url=config.base_url,
+        api_key=config.api_key.reveal() if config.api_key else None,
+        host=config.host,
+        headers={key.lower(): value.reveal() for key, value in config.headers.items()},
+        api_version=config.api_version,
+    )
+    if config.kind == "simulator":
+        return OpenAI(ProviderOptions(name=name, base_url=config.base_url or simulator_url))
+    return PROVIDERS[config.kind](options)
+
+
+def make_router(config: Config) -> Callable[[str], Route]:
+    """Return the function that finds where calls for a model may go: nowhere, if nobody has it."""
+    routes = {name: _route(name, model) for name, model in config.models.items()}
+    known = {str(target) for route in routes.values() for target in route.targets}
+
+    def find(model: str) -> Route:
+        route = routes.get(model)
+        if route is not None:
+            return route
+        provider, _, name = model.partition("/")
+        if not name or provider not in config.providers:
+            return Route()
+        return Route(name=model if model in known else "other", targets=(Target(provider, name),))
+
+    return find
+
+
+def _route(name: str, model: ModelConfig) -> Route:
+    return Route(
+        name=name,
+        targets=tuple(Target(*target.split("/", 1)) for target in model.targets),
+        strategy=model.strategy,
+        weights=tuple(model.weights or ()),
+        on_interrupt=model.on_interrupt,
+        hedge_after_s=model.hedge_after_s,
+    )
+
+
+def model_names(config: Config) -> list[str]:
+    """Return what a client may ask for by name: the aliases, then every ``provider/model`` behind them."""
+    targets = [target for model in config.models.values() for target in model.targets]
+    simulators = [name for name, provider in config.providers.items() if provider.kind == "simulator"]
+    return list(dict.fromkeys([*config.models, *targets, *(f"{name}/{SIMULATOR_MODEL}" for name in simulators)]))
+
+
+def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
+    """Return the gateway as it would run, for a person to read: its chain, its providers, its models."""
+    config = gateway.config
+    return {
+        "middleware": [repr(middleware) for middleware in gateway.middlewares],
+        "providers": [_describe_provider(name, provider) for name, provider in config.providers.items()],
+        "models": [f"{name} -> {', '.join(model.targets)}" for name, model in config.models.items()],
+    }
+
+
+def _describe_provider(name: str, config: ProviderConfig) -> str:
+    where = config.base_url or config.host or "its own address"
+    return f"{name}: {config.kind} at {where}, {'with' if config.api_key else 'without'} a key"
+
+
+def _check_address(config: Config, *, is_open: bool) -> None:
+    if is_open and not is_loopback(config.server.host):
+        expected = "expected a loopback address such as 127.0.0.1, because no client keys are configured"
+        raise ConfigError([f"{config.source}: server.host: {expected} (middleware.auth.Auth, keys)"])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine only."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

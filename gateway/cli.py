@@ -1,0 +1,155 @@
+"""The command ``millrace``: serve, check, simulate. Argument parsing, printing and exit codes, nothing else.
+
+Exit codes: 0 done, 2 the configuration or the command line is wrong (one line per fault on standard error).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gateway import __version__
+from gateway.config import Config, load_config
+from gateway.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exits with its code."""
+    options = _parser().parse_args(arguments)
+    try:
+        sys.exit(options.run(options))
+    except ConfigError as error:
+        sys.stderr.writelines(f"{fault}\n" for fault in error.faults)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="millrace", description="A streaming LLM gateway.")
+    parser.add_argument("--version", action="version", version=f"millrace {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    serve = commands.add_parser("serve", help="serve the gateway")
+    serve.add_argument("--config", metavar="FILE", help="configuration; default: $MILLRACE_CONFIG, ./millrace.yaml")
+    serve.add_argument("--host", metavar="H", help="address to listen on")
+    serve.add_argument("--port", metavar="P", type=int, help="port to listen on")
+    serve.add_argument("--admin-port", metavar="P", type=int, help="port of /healthz, /readyz and /metrics")
+    serve.add_argument("--workers", metavar="N", type=int, help="processes that share the port")
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser("check", help="check the configuration and print what would run")
+    check.add_argument("--config", metavar="FILE", help="configuration; default as for serve")
+    check.set_defaults(run=_check)
+    simulate = commands.add_parser("simulate", help="serve only the provider simulator")
+    simulate.add_argument("--host", metavar="H", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    simulate.add_argument("--port", metavar="P", type=int, default=8090, help="port to listen on (8090)")
+    simulate.set_defaults(run=_simulate)
+    return parser
+
+
+def _load(path: str | None) -> Config:
+    return load_config(path, os.environ, Path.cwd())
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from gateway.app import Gateway  # noqa: PLC0415, a fault in the file is told without importing a server
+    from gateway.logs import configure_logs  # noqa: PLC0415
+
+    config = _load(options.config).with_overrides(
+        host=options.host, port=options.port, admin_port=options.admin_port, workers=options.workers
+    )
+    configure_logs(level=config.telemetry.log_level, log_format=config.telemetry.log_format)
+    gateway = Gateway(config)
+
+    async def run(stopped: asyncio.Event) -> None:
+        try:
+            await gateway.start()
+            _greet(gateway)
+            await stopped.wait()
+        finally:
+            await gateway.stop()
+
+    _run(run)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from gateway.app import Gateway, describe  # noqa: PLC0415
+
+    config = _load(options.config)
+    gateway = Gateway(config)
+    print(f"configuration: {config.source}")
+    for title, lines in describe(gateway).items():
+        print(f"{title}:")
+        for line in lines or ["(none)"]:
+            print(f"  {line}")
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from gateway.simulator import Simulator  # noqa: PLC0415
+
+    async def run(stopped: asyncio.Event) -> None:
+        simulator = Simulator()
+        port = await simulator.start(options.host, options.port)
+        print(f"simulator: http://{options.host}:{port}/v1", flush=True)
+        try:
+            await stopped.wait()
+        finally:
+            await simulator.stop()
+
+    _run(run)
+    return 0
+
+
+def _greet(gateway: Gateway) -> None:
+    """Say where the page is, and the one line that streams."""
+    host = gateway.config.server.host
+    base = f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
+    model = next(iter(gateway.config.models), "provider/model")
+    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Tell me a story."}}]}}'
+    key = "" if gateway.is_open else " -H 'authorization: Bearer YOUR_KEY'"
+    print(f"page:   {base}/")
+    print(f"admin:  http://{gateway.config.server.admin_host}:{gateway.admin_port}/readyz")
+    print(
+        f"stream: curl -N {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'", flush=True
+    )
+
+
+def _run(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:
+    """Run ``work`` on the fastest loop there is; its event is set by SIGTERM or SIGINT, a second one cancels it."""
+
+    async def supervised() -> None:
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        task = asyncio.current_task()
+
+        def stop() -> None:
+            if stopped.is_set() and task is not None:
+                task.cancel()
+            stopped.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        with suppress(asyncio.CancelledError):
+            await work(stopped)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(supervised())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415, optional
+    except ImportError:
+        return None
+    return uvloop.new_event_loop

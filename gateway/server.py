@@ -1,0 +1,267 @@
+"""The one handler: a client's bytes become a call, the call goes through the pipeline, its events become bytes.
+
+Every request passes the chain, also one that is refused before it reaches a provider: an unreadable body is a call
+whose end raises what was wrong with it, so that whoever counts and logs misses nothing, and who shows no key learns
+nothing.
+
+``except Exception`` stands here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import structlog
+from aiohttp import web
+
+from gateway.core.call import Call, Route
+from gateway.core.errors import (
+    ClientError,
+    ClientGone,
+    GatewayError,
+    InternalError,
+    RequestTimeout,
+    RequestTooLarge,
+    Unauthorized,
+    UnknownModel,
+    UpstreamError,
+)
+from gateway.core.events import Event, StreamStarted
+from gateway.dialects import DIALECTS
+from gateway.dialects.base import Dialect
+from gateway.pipeline import Authenticator, Middleware, Next, Send, compose
+from gateway.stream import ClientStream
+
+log = structlog.get_logger()
+
+REQUEST_ID = web.RequestKey("request_id", str)
+
+FORWARDED_HEADERS = frozenset(
+    {"anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta", "traceparent", "tracestate"}
+)
+_STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """What the configuration says of the server, as far as a request is concerned."""
+
+    heartbeat_s: float = 15.0
+    body_timeout_s: float = 30.0
+    write_timeout_s: float = 30.0
+
+
+class Server:
+    """Handles requests. ``route`` finds where calls for a model may go, ``models`` lists what may be asked for."""
+
+    def __init__(
+        self,
+        *,
+        middlewares: Sequence[Middleware],
+        endpoint: Next,
+        route: Callable[[str], Route],
+        models: Sequence[str],
+        options: ServerOptions,
+    ) -> None:
+        self._middlewares = middlewares
+        self._authenticators = [item for item in middlewares if isinstance(item, Authenticator)]
+        self._pipeline = compose(middlewares, endpoint)
+        self._route = route
+        self._models = tuple(models)
+        self._options = options
+        self._started_unix_s = int(time.time())
+
+    # --- endpoints
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/chat/completions``."""
+        return await self._serve(request, "chat_completions", "openai_chat")
+
+    async def chat_stream(self, request: web.Request) -> web.StreamResponse:
+        """``POST /api/chat/stream``."""
+        return await self._serve(request, "chat_stream", "plain_text")
+
+    async def list_models(self, request: web.Request) -> web.StreamResponse:
+        """``GET /v1/models``."""
+        self._authenticate(_credential(request))
+        return web.json_response({"object": "list", "data": [self._model(name) for name in self._models]})
+
+    async def show_model(self, request: web.Request) -> web.StreamResponse:
+        """``GET /v1/models/{id}``; an id may be ``provider/model``."""
+        self._authenticate(_credential(request))
+        name = request.match_info["id"]
+        if not self._route(name).targets:
+            raise UnknownModel(f"the model {name[:200]!r} does not exist", param="model")
+        return web.json_response(self._model(name))
+
+    def _model(self, name: str) -> Mapping[str, object]:
+        owner = name.split("/", 1)[0] if "/" in name else "millrace"
+        return {"id": name, "object": "model", "created": self._started_unix_s, "owned_by": owner}
+
+    def _authenticate(self, credential: str | None) -> None:
+        for authenticator in self._authenticators:
+            authenticator.authenticate(credential)
+
+    # --- a call
+
+    async def _serve(self, request: web.Request, endpoint: str, name: str) -> web.StreamResponse:
+        dialect = DIALECTS[name]
+        call = Call(
+            request_id=request[REQUEST_ID],
+            endpoint=endpoint,
+            dialect=name,
+            model=self._models[0] if self._models else "",
+            credential=_credential(request),
+            headers={key: value for key in FORWARDED_HEADERS if (value := request.headers.get(key))},
+            received_at_s=asyncio.get_running_loop().time(),
+            created_unix_s=int(time.time()),
+        )
+        pipeline = self._pipeline
+        try:
+            call = await self._read(request, call, dialect)
+        except ClientError as error:
+            pipeline = compose(self._middlewares, _refuse(error))
+        try:
+            if call.stream:
+                return await self._stream(request, call, dialect, pipeline)
+            return await self._answer(call, dialect, pipeline)
+        except GatewayError as error:
+            return error_response(error, call.request_id, dialect)
+
+    async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
+        """Read the body into the call; a caller without a key is refused before a byte of it is read."""
+        self._authenticate(call.credential)
+        call = dialect.parse(await self._body(request), call)
+        if call.stream and request.version < (1, 1):
+            raise ClientError("streaming needs HTTP/1.1: without chunks a cut could not be told", status_code=505)
+        return replace(call, received_at_s=asyncio.get_running_loop().time(), route=self._route(call.model))
+
+    async def _body(self, request: web.Request) -> bytes:
+        limit_bytes = request.client_max_size
+        try:
+            if (request.content_length or 0) > limit_bytes:
+                raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
+            async with asyncio.timeout(self._options.body_timeout_s):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge as error:
+            raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes") from error
+        except TimeoutError as error:
+            raise RequestTimeout(f"the body did not arrive within {self._options.body_timeout_s:g} s") from error
+        except (OSError, web.RequestPayloadError) as error:
+            raise ClientError("the body broke off or is not what its headers say") from error
+
+    async def _answer(self, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
+        """Collect a whole answer and send it."""
+        events: list[Event] = []
+        await _guarded(pipeline(call, events.extend), call)
+        started = next((event for event in events if isinstance(event, StreamStarted)), None)
+        headers = _target_headers(started)
+        return web.Response(body=dialect.answer(call, events), content_type="application/json", headers=headers)
+
+    async def _stream(self, request: web.Request, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
+        """Run the pipeline beside the connection: when the client leaves, it is cancelled at once."""
+        options = self._options
+        stream = ClientStream(
+            dialect.encoder(call), heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
+        )
+        call = replace(call, flow=stream)
+        work = asyncio.ensure_future(_guarded(pipeline(call, stream.send), call))
+        try:
+            await asyncio.wait(
+                {work, stream.committed}, timeout=options.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if work.done() and not stream.committed.done():
+                work.result()  # raises what is to be told by a status
+            response = await self._commit(request, stream, dialect)
+            if not stream.committed.done():
+                stream.heartbeat()
+            await self._end(work, stream, response)
+            return response
+        finally:
+            stream.close()
+            await _stop(work)
+
+    async def _commit(self, request: web.Request, stream: ClientStream, dialect: Dialect) -> web.StreamResponse:
+        """Fix status and headers: from here on an error can only be told in the stream."""
+        headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_target_headers(stream.started)}
+        response = web.StreamResponse(headers=headers)
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        transport = request.transport
+        if transport is None:
+            raise ClientGone("the client has left")
+        stream.open(transport)
+        return response
+
+    async def _end(self, work: asyncio.Future[None], stream: ClientStream, response: web.StreamResponse) -> None:
+        try:
+            await asyncio.shield(work)
+        except GatewayError as error:
+            stream.fail(error)
+        else:
+            with suppress(ConnectionError):
+                await response.write_eof(stream.finish())
+
+
+async def _guarded(work: Awaitable[None], call: Call) -> None:
+    """Await ``work``; whatever it raises that is not ours to expect becomes an ``InternalError`` with a log line."""
+    try:
+        await work
+    except GatewayError:
+        raise
+    except Exception as error:
+        log.exception("internal_error", request_id=call.request_id, endpoint=call.endpoint)
+        raise InternalError("the gateway failed; the details are in its log under the request id") from error
+
+
+async def _stop(work: asyncio.Future[None]) -> None:
+    """Cancel ``work`` and wait until it has let go of its provider."""
+    if not work.done():
+        work.cancel()
+    with suppress(asyncio.CancelledError, GatewayError):
+        await work
+
+
+def _refuse(error: ClientError) -> Next:
+    async def refuse(call: Call, send: Send) -> None:  # noqa: ARG001, the signature of an endpoint
+        raise error
+
+    return refuse
+
+
+def _target_headers(started: StreamStarted | None) -> dict[str, str]:
+    if started is None or not started.target:
+        return {}
+    return {"x-millrace-target": started.target, **started.headers}
+
+
+def error_response(error: GatewayError, request_id: str, dialect: Dialect = DIALECTS["openai_chat"]) -> web.Response:
+    """Return the HTTP error that tells ``error``, in the words of ``dialect``."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, UpstreamError):  # the gateway has tried what could be tried
+        headers["x-should-retry"] = "false"
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    response = web.Response(
+        status=error.status_code,
+        body=dialect.error_body(error, request_id),
+        headers=headers,
+        content_type="application/json",
+    )
+    if isinstance(error, RequestTooLarge | RequestTimeout):
+        response.force_close()
+    return response
+
+
+def _credential(request: web.Request) -> str | None:
+    """Return the client's key, in whichever of the three forms it came."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return request.headers.get("x-api-key") or request.headers.get("x-goog-api-key") or None

@@ -1,0 +1,1 @@
+"""The wires the simulator speaks, one file for each provider's format."""

@@ -1,0 +1,172 @@
+"""The client's side of one stream: where ``send`` ends, and where back-pressure begins.
+
+Until the first batch nothing is on the wire and an error can still be an HTTP status; aiohttp prepares a response
+asynchronously, so the first batch waits for that once. Every later one goes to the transport at once, in one write
+with its chunk framing around it.
+
+An unfinished stream is told twice, because most SDKs take a clean close for success: the dialect's error event, then
+the connection closed without the final chunk.
+
+A client that reads slowly pauses the reading from its provider, and nobody else's; one that takes nothing at all for
+``write_timeout_s`` is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from gateway.core.errors import ClientGone, GatewayError
+from gateway.core.events import Event, StreamStarted
+from gateway.dialects.base import Encoder
+
+HIGH_WATER_BYTES = 64 * 1024
+LOW_WATER_BYTES = 16 * 1024
+DRAIN_LOOK_S = 0.05
+"""How often a paused stream looks whether its client has read; only slow clients pay for it."""
+
+LINGER_S = 10.0
+"""How long an error event may take to reach a client before its connection is aborted."""
+
+
+class ClientStream:
+    """One stream to one client: a ``send`` for the pipeline, a ``Flow`` for the provider's reader.
+
+    ``committed`` is done when the first batch is there; then the server prepares the response and calls ``open``.
+    """
+
+    def __init__(self, encoder: Encoder, *, heartbeat_s: float, write_timeout_s: float) -> None:
+        self._encoder = encoder
+        self._heartbeat_s = heartbeat_s
+        self._write_timeout_s = write_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.WriteTransport | None = None
+        self._pending: list[bytes] = []
+        self._beat: asyncio.TimerHandle | None = None
+        self._drain: asyncio.TimerHandle | None = None
+        self._written_at_s = self._loop.time()
+        self._writable: asyncio.Future[None] | None = None
+        self.committed: asyncio.Future[None] = self._loop.create_future()
+        self.started: StreamStarted | None = None
+
+    # --- what the pipeline sees
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Write ``events`` to the client, or keep them until the response is open."""
+        data = self._encoder.encode(events)
+        transport = self._transport
+        if transport is None:
+            self._keep(events, data)
+            return
+        if not data:
+            return
+        if transport.is_closing():
+            raise ClientGone("the client has left")
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._written_at_s = self._loop.time()
+        if transport.get_write_buffer_size() > HIGH_WATER_BYTES and self._writable is None:
+            self._pause(transport)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether reading from the provider should pause."""
+        return self._writable is not None
+
+    async def wait(self) -> None:
+        """Return when the client's socket takes more."""
+        if self._writable is not None:
+            await self._writable
+
+    # --- what the server calls
+
+    def open(self, transport: asyncio.WriteTransport) -> None:
+        """The response's headers are written: from now on, so is everything else."""
+        self._transport = transport
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._write(data)
+        self._beat = self._loop.call_later(self._heartbeat_s, self._heartbeat)
+
+    def heartbeat(self) -> None:
+        """Write a sign of life."""
+        self._write(self._encoder.heartbeat())
+
+    def finish(self) -> bytes:
+        """Return the dialect's own end, to be written together with the end of the body."""
+        self._stop()
+        return self._encoder.finish()
+
+    def fail(self, error: GatewayError) -> None:
+        """Tell the client that its answer is not whole: by the dialect's error event, and by an end that is missing."""
+        self._stop()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        self._write(self._encoder.error(error))
+        transport.close()
+        self._loop.call_later(LINGER_S, transport.abort)
+
+    def close(self) -> None:
+        """Stop the timers; nothing is written any more."""
+        self._stop()
+
+    # --- inside
+
+    def _keep(self, events: Sequence[Event], data: bytes) -> None:
+        if self.started is None:
+            self.started = next((event for event in events if isinstance(event, StreamStarted)), None)
+        if data:
+            self._pending.append(data)
+        if not self.committed.done():
+            self.committed.set_result(None)
+
+    def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._written_at_s = self._loop.time()
+
+    def _heartbeat(self) -> None:
+        """Beat if nothing was written for as long as a beat takes, and look again when that could be so."""
+        due_at_s = self._written_at_s + self._heartbeat_s
+        if self._loop.time() >= due_at_s:
+            if self._writable is None:
+                self.heartbeat()
+            due_at_s = self._loop.time() + self._heartbeat_s
+        self._beat = self._loop.call_at(due_at_s, self._heartbeat)
+
+    def _pause(self, transport: asyncio.WriteTransport) -> None:
+        self._writable = self._loop.create_future()
+        look = self._look_at_drain(transport)
+        self._drain = self._loop.call_later(DRAIN_LOOK_S, look)
+
+    def _look_at_drain(self, transport: asyncio.WriteTransport) -> Callable[[], None]:
+        """Return a function that resumes the stream when its buffer has drained, or gives its client up."""
+        least_bytes = transport.get_write_buffer_size()
+        moved_at_s = self._loop.time()
+
+        def look() -> None:
+            nonlocal least_bytes, moved_at_s
+            size = transport.get_write_buffer_size()
+            if size <= LOW_WATER_BYTES or transport.is_closing():
+                self._resume()
+                return
+            if size < least_bytes:
+                least_bytes, moved_at_s = size, self._loop.time()
+            elif self._loop.time() - moved_at_s > self._write_timeout_s:
+                transport.abort()
+                self._resume()
+                return
+            self._drain = self._loop.call_later(DRAIN_LOOK_S, look)
+
+        return look
+
+    def _resume(self) -> None:
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
+
+    def _stop(self) -> None:
+        for handle in (self._beat, self._drain):
+            if handle is not None:
+                handle.cancel()
+        self._resume()

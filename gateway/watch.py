@@ -1,0 +1,81 @@
+"""Watches an attempt's time limits: first token, token to token, and the whole.
+
+Nothing of it is paid per token but one look at the clock: a token writes down when it came, and a single timer per
+attempt looks at that when a limit could have run out, ends the attempt if it has, and looks again later if not.
+
+Only tokens are progress. A provider that pings, or sends empty deltas, is as late as one that is silent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+Limit = Literal["ttft", "stall", "total"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a provider may take, in seconds, and how many calls it gets at once (0: any number)."""
+
+    connect_timeout_s: float = 5.0
+    ttft_timeout_s: float = 60.0
+    stall_timeout_s: float = 30.0
+    total_timeout_s: float = 900.0
+    max_concurrency: int = 0
+
+
+class Watch:
+    """An async context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
+
+    ``is_stream`` is false for an answer that is wanted whole: it has no tokens to watch, only a total.
+    """
+
+    __slots__ = ("_began_at_s", "_handle", "_is_stream", "_limits", "_loop", "_progress_at_s", "_scope", "expired")
+
+    def __init__(self, limits: Limits, *, is_stream: bool) -> None:
+        self._limits = limits
+        self._is_stream = is_stream
+        self._loop = asyncio.get_running_loop()
+        self._began_at_s = self._loop.time()
+        self._progress_at_s: float | None = None
+        self._scope = asyncio.timeout(None)
+        self._handle: asyncio.TimerHandle | None = None
+        self.expired: Limit | None = None
+
+    def note_progress(self) -> None:
+        """A token has come, or the client has been waited for."""
+        self._progress_at_s = self._loop.time()
+
+    async def __aenter__(self) -> Self:
+        await self._scope.__aenter__()
+        self._look()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        await self._scope.__aexit__(kind, error, trace)
+
+    def _look(self) -> None:
+        limit, due_at_s = self._next_due()
+        if self._loop.time() >= due_at_s:
+            self.expired = limit
+            self._scope.reschedule(self._loop.time())
+        else:
+            self._handle = self._loop.call_at(due_at_s, self._look)
+
+    def _next_due(self) -> tuple[Limit, float]:
+        limits, began_at_s = self._limits, self._began_at_s
+        total_at_s = began_at_s + limits.total_timeout_s
+        if not self._is_stream:
+            return "total", total_at_s
+        if self._progress_at_s is None:
+            token: tuple[Limit, float] = ("ttft", began_at_s + limits.ttft_timeout_s)
+        else:
+            token = ("stall", self._progress_at_s + limits.stall_timeout_s)
+        return token if token[1] < total_at_s else ("total", total_at_s)

@@ -1,0 +1,61 @@
+"""Who may call: client keys, known by their SHA-256.
+
+The configuration holds hashes, never keys: what it leaks opens nothing, and a hash shown as a key is refused. A key is
+256 random bits, so that one round of SHA-256 is enough; hashes are compared in constant time, all of them, so that the
+time taken says nothing about which key came close.
+
+Without keys no caller is asked for one, and the gateway serves only its own machine (``requires_key``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from gateway.core.call import Call
+from gateway.core.errors import Unauthorized
+from gateway.pipeline import Next, Send
+from gateway.schema import Pattern
+
+MAX_KEY_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One client: a name for the logs, and the SHA-256 of its key in lower-case hex."""
+
+    id: Annotated[str, Pattern(r"[A-Za-z0-9._-]{1,64}", "up to 64 letters, digits, dots, dashes", shown=True)]
+    sha256: Annotated[str, Pattern(r"[0-9a-f]{64}", "64 lower-case hex digits")] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """Refuses calls without a configured key; raises ``Unauthorized``."""
+
+    keys: tuple[Key, ...] = ()
+
+    @property
+    def requires_key(self) -> bool:
+        """Whether every call must show a key."""
+        return bool(self.keys)
+
+    def authenticate(self, credential: str | None) -> str | None:
+        """Return the client's id, ``None`` where no key is needed; raises ``Unauthorized``."""
+        if not self.keys:
+            return None
+        if not credential:
+            expected = "Authorization: Bearer …, x-api-key or x-goog-api-key"
+            raise Unauthorized(f"no client key was sent; expected one as {expected}", code="missing_api_key")
+        shown = hashlib.sha256(credential[:MAX_KEY_CHARACTERS].encode("utf-8", "replace")).hexdigest()
+        found = [key.id for key in self.keys if hmac.compare_digest(key.sha256, shown)]
+        if not found or len(credential) > MAX_KEY_CHARACTERS:
+            raise Unauthorized("the client key is not known here")
+        return found[0]
+
+    def __call__(self, call: Call, send: Send, call_next: Next) -> Awaitable[None]:
+        """Hand on a call whose key is known, under its client's id."""
+        client_id = self.authenticate(call.credential)
+        return call_next(replace(call, client_id=client_id, credential=None), send)

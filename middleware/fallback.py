@@ -1,0 +1,56 @@
+"""The next target, when one cannot answer: before the first token, in the order of the configuration.
+
+What was delivered decides. While the client has seen nothing, an error that another target may not share moves the call
+on; afterwards it is passed on, because a second answer from the start would be a duplicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from gateway.core.call import Call
+from gateway.core.errors import UnknownModel, UpstreamError
+from gateway.core.events import Event
+from gateway.pipeline import Next, Send
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """Tries the targets of a call's route until one answers; raises the last error when none does."""
+
+    async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
+        """Relay the first target's answer that begins."""
+        targets = call.route.targets
+        if not targets:
+            raise UnknownModel(f"the model {call.model[:200]!r} does not exist", param="model")
+        has_sent = False
+
+        def note(events: Sequence[Event]) -> None:
+            nonlocal has_sent
+            has_sent = True
+            send(events)
+
+        for attempt, target in enumerate(targets, start=1):
+            try:
+                return await call_next(replace(call, target=target, attempt=attempt), note)
+            except UpstreamError as error:
+                if has_sent or target is targets[-1] or not _is_worth_another(error):
+                    raise
+                log.warning(
+                    "target_failed",
+                    request_id=call.request_id,
+                    target=str(target),
+                    error_type=error.error_type,
+                    code=error.code,
+                )
+        return None
+
+
+def _is_worth_another(error: UpstreamError) -> bool:
+    """Whether another target may do what this one did not: all but a request that is wrong everywhere."""
+    return error.retryable or error.error_type in ("auth", "rate_limited")
