@@ -17,6 +17,7 @@ import io
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 import aiohttp
 from msgspec import structs
@@ -36,11 +37,13 @@ from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStart
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider
 from gateway.providers.errors import malformed
+from gateway.push import relay
 from gateway.watch import Limits, Watch
 
 READ_AHEAD_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
+DRAIN_TIMEOUT_S = 1.0
 LARGE_BODY_BYTES = 512 * 1024
 """Above this aiohttp wants a file, so that it can write in pieces instead of blocking the loop."""
 
@@ -100,7 +103,18 @@ class Upstream:
 class _Attempt:
     """One request to one provider, from the connection to the last event."""
 
-    __slots__ = ("_call", "_has_sent", "_headers", "_held", "_limits", "_provider", "_proxy", "_send", "_watch")
+    __slots__ = (
+        "_call",
+        "_has_sent",
+        "_headers",
+        "_held",
+        "_is_whole",
+        "_limits",
+        "_provider",
+        "_proxy",
+        "_send",
+        "_watch",
+    )
 
     def __init__(self, call: Call, send: Send, upstream: ConfiguredProvider) -> None:
         self._call = call
@@ -111,6 +125,7 @@ class _Attempt:
         self._watch = Watch(upstream.limits, is_stream=call.stream)
         self._held: list[Event] = []
         self._has_sent = False
+        self._is_whole = False
         self._headers: Mapping[str, str] = {}
 
     async def run(self, session: aiohttp.ClientSession) -> None:
@@ -144,7 +159,7 @@ class _Attempt:
                     raise self._refusal(response, await _read_at_most(response, MAX_ERROR_BYTES))
                 yield response
             finally:
-                _let_go(response)
+                _let_go(response, is_whole=self._is_whole)
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
         status = response.status
@@ -158,23 +173,20 @@ class _Attempt:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
         decoder = self._provider.decoder(self._call)
         with suppress(aiohttp.ClientError, OSError):
-            await self._read(response.content, decoder)
+            await relay(
+                response.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_progress
+            )
         events = decoder.finish()
+        self._is_whole = True
         if self._held or events:
             self._flush(events)
 
-    async def _read(self, content: aiohttp.StreamReader, decoder: Decoder) -> None:
-        flow = self._call.flow
-        while not decoder.is_complete:
-            data = await content.readany()
-            if not data:
-                return
-            events = decoder.feed(data)
-            if events:
-                self._pass_on(events)
-            if flow.is_paused:
-                await flow.wait()
-                self._watch.note_progress()
+    def _take(self, decoder: Decoder, data: bytes) -> bool:
+        """Pass on what one read brought; returns whether the answer is complete."""
+        events = decoder.feed(data)
+        if events:
+            self._pass_on(events)
+        return decoder.is_complete
 
     def _pass_on(self, events: list[Event]) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
@@ -233,8 +245,8 @@ async def _read_at_most(response: aiohttp.ClientResponse, limit_bytes: int) -> b
     return b"".join(pieces)[:limit_bytes]
 
 
-def _let_go(response: aiohttp.ClientResponse) -> None:
-    """Give the connection back if its answer was read to the end, abort it otherwise.
+def _let_go(response: aiohttp.ClientResponse, *, is_whole: bool) -> None:
+    """Give the connection back if nothing more will come on it, abort it otherwise.
 
     Closing would be too polite: with TLS a close waits for the other side, which goes on generating and billing.
     """
@@ -243,9 +255,32 @@ def _let_go(response: aiohttp.ClientResponse) -> None:
         return
     if response.content.is_eof():
         response.release()
-        return
-    if connection.transport is not None:
-        connection.transport.abort()
+    elif is_whole:
+        draining = asyncio.ensure_future(_drain(response))
+        _DRAINING.add(draining)
+        draining.add_done_callback(_DRAINING.discard)
+    else:
+        _abort(response)
+
+
+_DRAINING: set[asyncio.Future[None]] = set()
+"""The loop holds tasks weakly; somebody has to hold these."""
+
+
+async def _drain(response: aiohttp.ClientResponse) -> None:
+    """Wait for the last bytes behind a complete answer, so that the connection can serve another."""
+    with suppress(aiohttp.ClientError, OSError):
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            await _read_at_most(response, READ_AHEAD_BYTES)
+    if response.content.is_eof():
+        response.release()
+    else:
+        _abort(response)
+
+
+def _abort(response: aiohttp.ClientResponse) -> None:
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
     response.close()
 
 

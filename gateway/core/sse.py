@@ -106,10 +106,15 @@ class SSEDecoder:
 
 
 def _events(blocks: list[bytes]) -> list[ServerSentEvent]:
+    """Parse whole events; the two forms that nearly all have, ``data`` alone and behind its name, by hand."""
     events = []
     for block in blocks:
-        if block.startswith(b"data: ") and b"\n" not in block:
+        if block.startswith(b"data: ") and len(block) > 6 and b"\n" not in block:
             events.append(ServerSentEvent(block[6:]))
+            continue
+        name, found, data = block.partition(b"\ndata: ")
+        if found and data and name.startswith(b"event: ") and name.isascii() and block.count(b"\n") == 1:
+            events.append(ServerSentEvent(data, name[7:].decode()))
         elif block and (event := _parse_block(block)) is not None:
             events.append(event)
     return events

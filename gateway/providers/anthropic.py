@@ -155,7 +155,7 @@ def _version(family: str) -> tuple[int, int]:
 
 
 def _refuses_sampling(family: str) -> bool:
-    """Every family has stopped to take sampling parameters by 5.5; some did before."""
+    """By 5.5 every family has stopped taking sampling parameters; some did before."""
     return family.startswith(_NO_SAMPLING) or _version(family) >= (5, 5)
 
 
@@ -281,14 +281,14 @@ def _id(value: str, path: str) -> str:
 
 
 def _tools(call: Call) -> list[Json]:
-    """Return the tools the model may call; a choice of one forced tool is left to ``tool_choice``."""
-    names = call.tool_choice.names if call.tool_choice else ()
-    is_restricted = len(names) > 1 or (names and call.tool_choice is not None and call.tool_choice.mode == "auto")
+    """Return the tools the model may call: those that a choice names, unless ``tool_choice`` itself can say it."""
+    choice = call.tool_choice
+    names = () if choice is None or (choice.mode == "required" and len(choice.names) == 1) else choice.names
     tools = []
     for i, tool in enumerate(call.tools):
         if tool.is_custom:
             raise InvalidRequest("Anthropic has no custom tools", param=f"tools[{i}]")
-        if not is_restricted or tool.name in names:
+        if not names or tool.name in names:
             tools.append(_tool(tool))
     return tools
 
@@ -304,22 +304,23 @@ def _tool(tool: Tool) -> Json:
 
 
 def _tool_choice(call: Call, family: str) -> Json:
-    choice = call.tool_choice
-    is_forced = choice is not None and choice.mode == "required"
-    if is_forced and not call.tools:
+    mode, names = (call.tool_choice.mode, call.tool_choice.names) if call.tool_choice else (None, ())
+    if mode == "required" and not call.tools:
         raise InvalidRequest("a tool is required but none is offered", param="tool_choice")
-    if is_forced and family.startswith(_NO_FORCED_TOOLS):
+    if mode == "required" and family.startswith(_NO_FORCED_TOOLS):
         raise InvalidRequest("the model does not support forced tool use", param="tool_choice")
     if not call.tools:
         return {}
-    if choice is not None and choice.mode == "none":
+    if mode == "none":
         return {"type": "none"}
-    written: dict[str, Any] = {"type": "auto"}
-    if is_forced and choice is not None:
-        written = {"type": "tool", "name": choice.names[0]} if len(choice.names) == 1 else {"type": "any"}
+    written: dict[str, Any] = {}
+    if mode == "required":
+        written = {"type": "tool", "name": names[0]} if len(names) == 1 else {"type": "any"}
+    elif mode == "auto" or call.parallel_tool_calls is False:
+        written = {"type": "auto"}
     if call.parallel_tool_calls is False:
         written["disable_parallel_tool_use"] = True
-    return written if choice is not None or len(written) > 1 else {}
+    return written
 
 
 @dataclass(frozen=True, slots=True)

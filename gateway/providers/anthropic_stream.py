@@ -192,7 +192,10 @@ class AnthropicDecoder(EventDecoder):
                 events.append(TextDelta(delta.text, 0, Frame(data, ANTHROPIC_EVENT, 1)))
             return
         found: list[Event] = []
-        self._read_other(event, data, found)
+        try:
+            self._read_other(event, data, found)
+        except _NOT_JSON as error:  # in what is not decoded with the rest
+            raise malformed("an event that is not JSON") from error
         events.extend(_framed(found, data, ANTHROPIC_EVENT))
 
     def _is_whole(self) -> bool:
@@ -211,7 +214,9 @@ class AnthropicDecoder(EventDecoder):
                 self._end_message(event, found)
             case "message_stop":
                 self._stop(found)
-            case "error" | "" if bytes(event.error) not in _NOTHING:  # without a type: OpenAI's shape, from some host in between
+            case "error" | "" if (
+                bytes(event.error) not in _NOTHING
+            ):  # without a type: OpenAI's shape, from some host in between
                 raise _error(data, self._secret)
             case "content_block_stop":
                 pass

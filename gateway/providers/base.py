@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.call import Call
-from gateway.core.errors import UpstreamError
+from gateway.core.errors import StreamInterrupted, UpstreamError
 from gateway.core.events import (
     ChoiceFinished,
     Event,
@@ -120,14 +120,23 @@ class EventDecoder:
         """Take the end of the bytes; raises ``StreamInterrupted`` when the stream was not complete."""
         events: list[Event] = []
         if self._failure is None:
-            for message in self._sse.finish():
-                self._read(message, events)
+            self._read_rest(events)
         if self._failure is not None:
             raise self._failure
         events = self._admit(events)
         if not self._is_whole():
             raise cut_off()
         return events if self._has_usage else [*events, UsageReported(self._estimate())]
+
+    def _read_rest(self, events: list[Event]) -> None:
+        """Read what came without its blank line: an event that is whole, or half of one, which is nothing."""
+        try:
+            for message in self._sse.finish():
+                self._read(message, events)
+        except StreamInterrupted:
+            pass
+        except UpstreamError as error:
+            self._failure = self._as_interruption(error, events)
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         """Append what ``message`` says to ``events``; raises ``UpstreamError`` for an error or a foreign wire."""

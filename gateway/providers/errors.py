@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ _CONTEXT = re.compile(
 _FILTER = re.compile(r"content_filter|content_policy|content management policy|safety|moderation", re.IGNORECASE)
 _SECRET = re.compile(
     r"(?i)bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|key|api|AIza|tgp|hf|r8|fw|nvapi|csk|pplx|mr|LLM)[-_][\w\-.*]{6,}|AIza[\w\-]{10,}"
-    r"|(?<=key=)[^\s&]+|[\w\-]{3,}\*{3,}[\w\-]*"
+    r"|(?<=key=)[^\s&]+|(?<![\w\-])[\w\-]{3,}\*{3,}[\w\-]*"
 )
 MAX_MESSAGE_CHARACTERS = 400
 
@@ -58,9 +59,11 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix_s: float | None = None
         if value is None:
             continue
         try:
-            return max(0.0, float(value) / scale)
+            wait_s = float(value) / scale
         except ValueError:
             return _seconds_until(value, headers.get("date"), now_unix_s)
+        if isfinite(wait_s):
+            return max(0.0, wait_s)
     return None
 
 

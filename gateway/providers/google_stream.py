@@ -191,21 +191,17 @@ class GoogleDecoder(EventDecoder):
 
     def finish(self) -> list[Event]:
         """Take the end of the bytes, which alone makes a finish final."""
-        try:
-            events = super().finish()
-        except UpstreamError as error:
-            told = self._as_interruption(error, [])
-            if told is error:
-                raise
-            raise told from error
+        events = super().finish()
         return [*events, *self._admit([finish for finish in self._finishes.values() if finish])]
 
     def _is_whole(self) -> bool:
-        """Every candidate must have ended; one that stops in a call without ending that has not."""
+        """Every candidate must have ended, and the array; one that stops in a call without ending that has not."""
         for index in self._open_calls:
             finish = self._finishes.get(index)
             if finish is not None and finish.reason in ("stop", "tool_calls"):
                 raise malformed("a function call without its end")
+        if isinstance(self._sse, JSONStreamDecoder) and self._sse.is_open:
+            return False
         return bool(self._finishes) and all(self._finishes.values())
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:

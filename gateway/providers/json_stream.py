@@ -34,6 +34,11 @@ class JSONStreamDecoder(SSEDecoder):
         self._is_in_string = False
         self._skip = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the end would cut a document or the array."""
+        return self._depth > 0 or self._array == "open"
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Return the documents that ``chunk`` completes, in their order."""
         documents: list[ServerSentEvent] = []
@@ -56,7 +61,7 @@ class JSONStreamDecoder(SSEDecoder):
 
     def finish(self) -> list[ServerSentEvent]:
         """Take the end of the bytes; there is nothing that it could complete."""
-        if self._depth or self._array == "open":
+        if self.is_open:
             raise cut_off()
         return []
 

@@ -118,6 +118,7 @@ class _Usage(msgspec.Struct, gc=False):
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
+    total_tokens: int | None = None
     prompt_cache_hit_tokens: int | None = None
     reasoning_tokens: int | None = None
 
@@ -140,22 +141,23 @@ class OpenAIDecoder(EventDecoder):
         self._identity: tuple[str | None, int | float | None, str | None] = ("", 0, "")
         self._early: list[bytes] = []
         self._calls = _CallIndex()
+        self._finished: set[int] = set()
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data
-        if data == b"[DONE]":
+        if data.startswith(b"[DONE]"):
             self._has_ended = True
             return
         try:
             chunk = _decode_chunk(data)
+            text = self._plain_text(chunk)
+            if text is None:
+                self._read_chunk(chunk, data, events)
+            else:
+                content, index = text
+                events.append(TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1)))
         except _NOT_JSON as error:
             raise malformed("a chunk that is not a chat completion chunk") from error
-        text = self._plain_text(chunk)
-        if text is None:
-            self._read_chunk(chunk, data, events)
-        else:
-            content, index = text
-            events.append(TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1)))
 
     def _is_whole(self) -> bool:
         if self._has_ended and self._done_is_end:
@@ -202,6 +204,10 @@ class OpenAIDecoder(EventDecoder):
         elif (chunk.id, chunk.created, chunk.model) != self._identity:
             mender.identity = self._identity
         for choice in choices:
+            if (choice.index or 0) in self._finished:
+                choice.finish_reason = None  # said again, as OpenRouter does on the chunk with the usage
+            elif choice.finish_reason:
+                self._finished.add(choice.index or 0)
             read_choice(choice, choice.delta, self._calls, found, mender)
         if (usage := _usage_of(chunk)) is not None:
             found.append(UsageReported(usage))
@@ -243,12 +249,16 @@ class OpenAIDecoder(EventDecoder):
 def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[Event]:
     """Read a whole ``chat.completion``; raises as the decoder does."""
     try:
-        answer = _decode_chunk(body)
-        if bytes(answer.error) not in _NOTHING:
-            document = msgspec.json.decode(body)
-            raise upstream_error(_status_of(document["error"]), error_from_json(document, secret))
+        return _read_answer(call, body, secret)
     except _NOT_JSON as error:
         raise malformed("an answer that is not a chat completion") from error
+
+
+def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
+    answer = _decode_chunk(body)
+    if bytes(answer.error) not in _NOTHING:
+        document = msgspec.json.decode(body)
+        raise upstream_error(_status_of(document["error"]), error_from_json(document, secret))
     if not answer.choices:
         raise malformed("a chat completion without choices")
     model = answer.model or (call.target.model if call.target else call.model)
@@ -257,10 +267,11 @@ def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[E
     if identity != (answer.id, answer.created, answer.model):
         mender.identity = identity
     events: list[Event] = [StreamStarted(identity[0], model, int(identity[1]), target=str(call.target or ""))]
+    calls = _CallIndex()
     for choice in answer.choices:
         if choice.finish_reason in _FAILED:
             raise upstream_error(_FAILED[choice.finish_reason], error_from_json({}))
-        read_choice(choice, choice.message, _CallIndex(), events, mender)
+        read_choice(choice, choice.message, calls, events, mender)
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
     return _framed(events, mender.result(), OPENAI_ANSWER)
@@ -300,12 +311,16 @@ def _usage_of(chunk: _Chunk) -> Usage | None:
         return None  # an odd usage object must not cost the user the answer
     prompt = said.prompt_tokens_details or _Details()
     completion = said.completion_tokens_details or _Details()
+    reasoning = completion.reasoning_tokens or said.reasoning_tokens or 0
+    input_tokens, output_tokens = said.prompt_tokens or 0, said.completion_tokens or 0
+    if reasoning and said.total_tokens == input_tokens + output_tokens + reasoning:
+        output_tokens += reasoning  # xAI leaves the reasoning out of the completion
     return Usage(
-        said.prompt_tokens or 0,
-        said.completion_tokens or 0,
+        input_tokens,
+        output_tokens,
         prompt.cached_tokens or said.prompt_cache_hit_tokens or 0,
         prompt.cache_write_tokens or 0,
-        completion.reasoning_tokens or said.reasoning_tokens or 0,
+        reasoning,
     )
 
 

@@ -22,7 +22,7 @@ _SHORTEST_ANCHOR: Final = 12
 _LONGEST_ANCHOR: Final = 400
 _LONGEST_ECHO: Final = 120
 _SHORTEST_QUOTE: Final = 20
-_NAMED_NUMBER: Final = re.compile(r"(\d{1,4})\s+(?:\w+\s+)?char", re.IGNORECASE)
+_NAMED_NUMBER: Final = re.compile(r"(?<![-\w])(\d{1,4})\s+(?:[\w-]+\s+)?char", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ out, no socket.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.simulator.ask import Ask, Complaint, Incoming, Rejected
@@ -40,6 +40,7 @@ class Performance:
 
 def perform(wire: Wire, incoming: Incoming, script: Script, reply: Reply) -> HttpAnswer | Performance:
     """Answer a request as its provider would, or as the script wants it to go wrong."""
+    reply = replace(reply, has_usage=not script.no_usage)
     try:
         _check(incoming, script)
         ask = wire.parse(incoming, script)

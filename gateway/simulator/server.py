@@ -1,16 +1,12 @@
-"""The simulator's server: sockets and the clock, and nothing that knows a provider.
+"""The simulator's server: which script a request gets, what is kept of it, and how it is told to fail over HTTP.
 
-One task per stream and no other. A token is one write; whatever is due at the same time is written together, and
-times count from the beginning of the answer, so that tokens do not drift. A client that leaves cancels its handler
-(`handler_cancellation`), which is how that is noticed at once. A connection is reset by closing it with a linger
-time of zero after everything sent has left our buffer.
+One task per stream and no other. A client that leaves cancels its handler (`handler_cancellation`), which is how
+that is noticed at once.
 """
 
 import asyncio
-import socket
-import struct
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl
@@ -19,20 +15,17 @@ import msgspec
 from aiohttp import web
 
 from gateway.simulator.account import Account, Record
-from gateway.simulator.ask import Complaint, Incoming
+from gateway.simulator.ask import Incoming, Rejected, invalid
 from gateway.simulator.frames import to_json
 from gateway.simulator.performance import Performance, perform
-from gateway.simulator.plan import End, Send
-from gateway.simulator.script import Cut, Script, ScriptError, parse_script, split_model
+from gateway.simulator.player import hang_up, http_response, play
+from gateway.simulator.script import Script, ScriptError, parse_script, split_model
 from gateway.simulator.wires.base import HttpAnswer, Reply
-from gateway.simulator.wires.routes import MODELS, Route, base_path, find_route, split_target
+from gateway.simulator.wires.routes import MODELS, base_path, find_route, split_target
 
-_FLUSH_BYTES: Final = 65_536
 _MOST_BODY_BYTES: Final = 64 * 1024 * 1024
 _BACKLOG: Final = 4096
 _SHUTDOWN_S: Final = 0.05  # handlers have been cancelled by then; zero would mean for ever
-_DRAIN_POLL_S: Final = 0.001
-_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 _WELCOME: Final = """\
 This is Millrace's simulator. It speaks the wires of OpenAI, Anthropic, Gemini, Mistral, Llama and their relatives.
@@ -48,12 +41,6 @@ It breaks when told to: ask for the model "mill?cut_after_tokens=20&cut=rst". Wh
 class _Queued:
     script: Script
     path: str = ""
-
-
-class _CloseDelimited(web.StreamResponse):
-    """A response that is over when its connection is: neither chunked nor of a known length."""
-
-    _length_check = False
 
 
 class Simulator:
@@ -142,44 +129,41 @@ class Simulator:
             self._runner = None
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        raw_path, raw_query = split_target(request.raw_path)
+        path, query = split_target(request.raw_path)
         body = _decoded(await request.read())
         model = str(body.get("model") or "") if isinstance(body, dict) else ""
-        route = find_route(request.method, raw_path, model)
+        route = find_route(request.method, path, model)
         if route is None:
-            return _http(HttpAnswer(404, to_json({"error": {"message": f"No provider has {raw_path}."}})))
-        record = self._account.begin(raw_path, time.monotonic())
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        record.wire, record.headers = route.wire.name, headers
-        name, script_text = split_model(route.model or model)
-        record.model, record.script = name, script_text
-        reply = Reply(f"{id(self):x}.{record.serial}", int(time.time()), name)
+            return http_response(HttpAnswer(404, to_json({"error": {"message": f"No provider has {path}."}})))
         if route.is_models:
-            return self._ended(record, HttpAnswer(200, to_json(route.wire.models(MODELS, reply))))
+            listing = route.wire.models(MODELS, Reply("models", int(time.time()), ""))
+            return http_response(HttpAnswer(200, to_json(listing)))
+        record = self._account.begin(path, time.monotonic())
+        record.wire = route.wire.name
+        record.headers = {name.lower(): value for name, value in request.headers.items()}
+        record.model, record.script = split_model(route.model or model)
+        reply = Reply(f"{id(self):x}.{record.serial}", int(time.time()), record.model)
         self._account.keep_body(record, body)
-        if not isinstance(body, dict):
-            complaint = Complaint(status=400, message="We could not parse the JSON body of your request.")
-            return self._ended(record, route.wire.http_error(complaint, reply))
         try:
-            script = self._script_for(script_text, raw_path)
-        except ScriptError as error:
-            complaint = Complaint(status=400, message=str(error), param="model")
-            return self._ended(record, route.wire.http_error(complaint, reply))
-        reply = Reply(reply.serial, reply.created_s, name, has_usage=not script.no_usage)
-        query = dict(parse_qsl(raw_query, keep_blank_values=True))
-        incoming = Incoming(raw_path, name, body, headers, query, route.is_stream_path)
-        return await self._accompanied(request, route, incoming, script, reply, record)
+            script = self._script_for(record)
+            incoming = _incoming(record, query, is_stream_path=route.is_stream_path)
+        except Rejected as rejected:
+            return _ended(record, route.wire.http_error(rejected.complaint, reply))
+        return await self._accompanied(request, record, script, lambda: perform(route.wire, incoming, script, reply))
 
-    def _script_for(self, text: str, path: str) -> Script:
-        if text:
-            return parse_script(text, self._default)
+    def _script_for(self, record: Record) -> Script:
+        if record.script:
+            try:
+                return parse_script(record.script, self._default)
+            except ScriptError as error:
+                raise invalid(str(error), param="model") from error
         for place, queued in enumerate(self._queue):
-            if path.startswith(queued.path):
+            if record.path.startswith(queued.path):
                 return self._queue.pop(place).script
         return self._default
 
     async def _accompanied(
-        self, request: web.Request, route: Route, incoming: Incoming, script: Script, reply: Reply, record: Record
+        self, request: web.Request, record: Record, script: Script, answer: Callable[[], HttpAnswer | Performance]
     ) -> web.StreamResponse:
         """Answer, and whatever happens note how it ended."""
         task = asyncio.current_task()
@@ -191,46 +175,18 @@ class Simulator:
                 await asyncio.sleep(script.head_s)
             if script.refuse:
                 record.end("refused", time.monotonic())
-                response = web.StreamResponse()
-                await _hang_up(request, script.refuse)
-                return response
-            answer = perform(route.wire, incoming, script, reply)
-            if isinstance(answer, HttpAnswer):
-                return self._ended(record, answer)
-            return await self._play(request, answer, record)
+                await hang_up(request, script.refuse)
+                return web.Response(status=499)
+            played = answer()
+            if isinstance(played, HttpAnswer):
+                return _ended(record, played)
+            return await play(request, played, record)
         except asyncio.CancelledError:
             record.end("stopped" if self._is_stopping else "client_gone", time.monotonic())
             raise
         except ConnectionError:
             record.end("client_gone", time.monotonic())
             return web.Response(status=499)
-
-    async def _play(self, request: web.Request, performance: Performance, record: Record) -> web.StreamResponse:
-        record.status, record.is_stream = 200, performance.is_stream
-        record.way, record.is_continuation = performance.way, bool(performance.way)
-        response = _stream_response(performance)
-        await response.prepare(request)
-        pen = _Pen(response, record, performance.split_bytes)
-        loop = asyncio.get_running_loop()
-        began_at_s = loop.time()
-        for step in performance.steps:
-            wait_s = began_at_s + step.due_s - loop.time()
-            if wait_s > 0:
-                await pen.flush()
-                await asyncio.sleep(wait_s)
-            if isinstance(step, End):
-                await pen.flush()
-                record.end(step.outcome, time.monotonic())
-                if step.how != "clean":
-                    await _hang_up(request, step.how)
-                break
-            await pen.write(step)
-        return response
-
-    def _ended(self, record: Record, answer: HttpAnswer) -> web.Response:
-        record.status, record.bytes_sent = answer.status, len(answer.body)
-        record.end("finished" if answer.status < 400 else "rejected", time.monotonic())
-        return _http(answer)
 
     async def _welcome(self, _request: web.Request) -> web.Response:
         return web.Response(text=_WELCOME.format(base=self._origin))
@@ -248,84 +204,33 @@ class Simulator:
             except ScriptError as error:
                 faults += [f"entry {place}: {fault}" for fault in error.faults]
         if faults:
-            return _http(HttpAnswer(400, to_json({"errors": faults})))
+            return http_response(HttpAnswer(400, to_json({"errors": faults})))
         self._queue += queued
-        return _http(HttpAnswer(200, to_json({"queued": len(self._queue)})))
+        return http_response(HttpAnswer(200, to_json({"queued": len(self._queue)})))
 
     async def _delete_scripts(self, _request: web.Request) -> web.Response:
-        return _http(HttpAnswer(200, to_json({"dropped": self.clear_scripts()})))
+        return http_response(HttpAnswer(200, to_json({"dropped": self.clear_scripts()})))
 
     async def _get_requests(self, request: web.Request) -> web.Response:
         with_body = request.query.get("bodies") == "1"
         records = [record.public(with_body=with_body) for record in self._account.records]
-        return _http(HttpAnswer(200, to_json({"requests": records})))
+        return http_response(HttpAnswer(200, to_json({"requests": records})))
 
     async def _delete_requests(self, _request: web.Request) -> web.Response:
-        return _http(HttpAnswer(200, to_json({"dropped": self._account.clear()})))
+        return http_response(HttpAnswer(200, to_json({"dropped": self._account.clear()})))
 
 
-class _Pen:
-    """Writes a body: gathers what is due together, keeps count, and splits if it is told to."""
-
-    def __init__(self, response: web.StreamResponse, record: Record, split_bytes: int) -> None:
-        self._response = response
-        self._record = record
-        self._split_bytes = split_bytes
-        self._pending = bytearray()
-        self._pending_tokens = 0
-
-    async def write(self, step: Send) -> None:
-        """Take up what is due; it is written when nothing else is."""
-        self._pending += step.payload
-        self._pending_tokens += step.token_count
-        if len(self._pending) >= _FLUSH_BYTES:
-            await self.flush()
-            await asyncio.sleep(0)
-
-    async def flush(self) -> None:
-        """Write what was taken up, as one chunk or as many small ones."""
-        payload = bytes(self._pending)
-        self._pending.clear()
-        size = self._split_bytes or len(payload) or 1
-        for at in range(0, len(payload), size):
-            await self._response.write(payload[at : at + size])
-            if self._split_bytes:
-                await asyncio.sleep(0)
-        self._record.bytes_sent += len(payload)
-        self._record.tokens_sent += self._pending_tokens
-        self._pending_tokens = 0
+def _ended(record: Record, answer: HttpAnswer) -> web.Response:
+    record.status, record.bytes_sent = answer.status, len(answer.body)
+    record.end("finished" if answer.status < 400 else "rejected", time.monotonic())
+    return http_response(answer)
 
 
-def _stream_response(performance: Performance) -> web.StreamResponse:
-    headers = {**performance.headers, "content-type": performance.content_type}
-    if performance.is_stream:
-        headers["cache-control"] = "no-cache"
-    if performance.is_close_delimited:
-        response: web.StreamResponse = _CloseDelimited(headers=headers)
-        response.force_close()
-        return response
-    response = web.StreamResponse(headers=headers)
-    response.content_length = performance.content_length
-    return response
-
-
-async def _hang_up(request: web.Request, how: Cut) -> None:
-    """Close the connection in mid-answer: with FIN, or with RST once all that was sent has left."""
-    transport = request.transport
-    if transport is None:
-        return
-    if how == "rst":
-        while transport.get_write_buffer_size():
-            await asyncio.sleep(_DRAIN_POLL_S)
-        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        transport.abort()
-    else:
-        transport.close()
-
-
-def _http(answer: HttpAnswer) -> web.Response:
-    headers = {**answer.headers, "content-type": answer.content_type}
-    return web.Response(status=answer.status, body=answer.body, headers=headers)
+def _incoming(record: Record, query: str, *, is_stream_path: bool) -> Incoming:
+    if not isinstance(record.body, dict):
+        raise invalid("We could not parse the JSON body of your request.")
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    return Incoming(record.path, record.model, record.body, record.headers, parameters, is_stream_path)
 
 
 def _decoded(body: bytes) -> Any:

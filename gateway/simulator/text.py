@@ -14,12 +14,6 @@ from importlib.resources import files
 from itertools import count, islice
 from typing import Final
 
-_REASONING: Final = [
-    "The question is short, so the answer may be too, but it should be worth the reading. First settle what is really being asked. Then find one thing that can be seen and touched, and let that carry the rest. Leave out whatever only proves that it was thought about.",
-    "Let me look at this from the water's side. What arrives, what is kept, what goes on? The reader wants the last of these. Two paragraphs would explain it; one good picture would show it. Check that nothing is promised that the ending does not pay for.",
-    "There is an obvious answer, and it is nearly right. Hold it a moment longer and see where it leaks. The order matters: cause, then consequence, then the small surprise. Keep the tone level, and stop when it is finished.",
-]
-
 _TOKEN: Final = re.compile(r" ?\w{1,6}| ?[^\w\s]{1,3}|\s+")
 _JOINERS: Final = frozenset("\u200d\u200c")
 _SKIN_TONES: Final = range(0x1F3FB, 0x1F400)
@@ -28,11 +22,11 @@ _JAMO_TAILS: Final = range(0x1160, 0x1200)
 
 
 @cache
-def pieces() -> tuple[str, ...]:
-    """Every piece of prose, in the order of its file name."""
-    folder = files(__package__) / "prose"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".md"))
-    return tuple((folder / name).read_text(encoding="utf-8").strip() for name in names)
+def pieces(folder: str = "prose") -> tuple[str, ...]:
+    """Every piece of prose in a folder, in the order of the file names."""
+    shelf = files(__package__) / folder
+    names = sorted(entry.name for entry in shelf.iterdir() if entry.name.endswith(".md"))
+    return tuple((shelf / name).read_text(encoding="utf-8").strip() for name in names)
 
 
 def digest(*parts: str) -> str:
@@ -52,7 +46,8 @@ def piece_for(seed: str) -> str:
 
 def reasoning_for(seed: str) -> str:
     """Return the reasoning that goes before the answer with this seed."""
-    return _REASONING[number("reasoning" + seed, len(_REASONING))]
+    thoughts = pieces("prose/reasoning")
+    return thoughts[number("reasoning" + seed, len(thoughts))]
 
 
 def endless_text(seed: str) -> Iterator[str]:

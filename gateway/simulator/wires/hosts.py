@@ -86,6 +86,7 @@ class Host:
     greeting: bytes = b""
     comment: bytes = b""
     reasoning_fields: tuple[str, ...] = ("reasoning_content",)
+    has_null_fields: bool = False
     role: Literal["chunk", "first", "every"] = "chunk"
     role_content: str | None = ""
     usage: frozenset[Literal["extra", "finish", "every", "x_groq", "timings"]] = frozenset({"extra"})
@@ -149,6 +150,7 @@ HOSTS: Final = {
             name="deepseek",
             id_prefix="",
             greeting=b": keep-alive\n\n",
+            has_null_fields=True,
             comment=b": keep-alive\n\n",
             usage=frozenset({"finish"}),
             has_unasked_usage=True,

@@ -195,13 +195,15 @@ class _Stream:
             if is_refusal:
                 delta["refusal"] = ""
             yield Frame(Moment.START, self._line(place, delta, has_logprobs=True))
+        has_nulls = host.has_null_fields and answer.reasoning
+        nulls = dict.fromkeys(("content", *host.reasoning_fields)) if has_nulls else {}
         if answer.echo:
             yield Frame(Moment.TEXT, self._line(place, {"content": answer.echo}))
         for token in answer.reasoning if host.reasoning_fields else ():
-            delta = dict.fromkeys(host.reasoning_fields, token)
+            delta = {**nulls, **dict.fromkeys(host.reasoning_fields, token)}
             yield Frame(Moment.REASONING, self._line(place, delta), 1)
         for token in answer.text:
-            delta = {"refusal" if is_refusal else "content": token}
+            delta = {**nulls, "refusal" if is_refusal else "content": token}
             yield Frame(Moment.TEXT, self._line(place, delta, has_logprobs=True, token=token), 1)
         for at, call in enumerate(answer.calls):
             yield from self._call_frames(place, at, call.name, call.arguments)

