@@ -35,11 +35,13 @@ class Fallback:
             has_sent = True
             send(events)
 
-        for attempt, target in enumerate(targets, start=1):
+        attempt = call.attempt
+        for number, target in enumerate(targets, start=1):
             try:
                 return await call_next(replace(call, target=target, attempt=attempt), note)
             except UpstreamError as error:
-                if has_sent or target is targets[-1] or not _is_worth_another(error):
+                attempt = max(attempt, error.attempt) + 1
+                if has_sent or number == len(targets) or not _is_worth_another(error):
                     raise
                 log.warning(
                     "target_failed",

@@ -1,8 +1,8 @@
 """Tries the same target again while nothing of its answer was delivered.
 
 Only what may pass is tried again: ``retryable`` says so. The waiting is full jitter, so that clients which failed
-together do not come back together (AWS Architecture Blog, "Exponential Backoff And Jitter"); a provider that named a time
-is taken at its word, or given up at once when that is longer than anybody waits.
+together do not come back together (AWS Architecture Blog, "Exponential Backoff And Jitter"); a provider that named a
+time is taken at its word, or given up at once when that is longer than anybody waits.
 
 An answer that breaks after its first token is not begun again: its error is passed on, and the client is told.
 """

@@ -3,8 +3,8 @@
 Providers turn bytes into these events, dialects turn them into bytes again, middlewares look at them in between. The
 union ``Event`` is closed: a provider's speciality that is none of them travels as ``ProviderExtra``.
 
-An event carries the ``Frame`` it came in: the provider's JSON, byte for byte. A dialect that speaks its wire
-writes a frame through unchanged when all ``event_count`` events of it arrive, so that an untouched event costs no second
+An event carries the ``Frame`` it came in: the provider's JSON, byte for byte. A dialect that speaks its wire writes a
+frame through unchanged when all ``event_count`` events of it arrive, so that an untouched event costs no second
 encoding and loses no field. Whoever alters an event drops its frame (``msgspec.structs.replace(event, frame=None)``).
 
 Events are ``msgspec.Struct`` and not dataclasses: frozen ones are made in about 0.1 µs instead of 1 µs, and with

@@ -63,13 +63,15 @@ class Lifecycle:
         """How many choices have finished; 0 while any that was seen has not."""
         return 0 if self._open else len(self._finished)
 
+    def is_open(self, index: int) -> bool:
+        """Whether the choice ``index`` has begun and not finished, so that a delta of it is legal."""
+        return index in self._open
+
     def admit(self, events: Sequence[Event]) -> list[Event]:
         """Return the events that may be passed on, in their order."""
         return [event for event in events if self._allows(event)]
 
     def _allows(self, event: Event) -> bool:
-        if type(event) is TextDelta and event.index in self._open:  # nearly all of a stream
-            return True
         if self._is_legal(event):
             return True
         self.dropped_count += 1

@@ -51,6 +51,8 @@ class SSEDecoder:
             chunk = self._without_bom(chunk)
         if self._skip_lf or b"\r" in chunk:
             chunk = self._with_lf_only(chunk)
+        elif not self._pending and chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2:
+            return [ServerSentEvent(chunk[6:-2])] if len(chunk) > 8 else []  # one whole event: nearly all reads
         if not chunk:
             return []
         if self._pending:

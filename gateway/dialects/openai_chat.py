@@ -77,6 +77,7 @@ class OpenAIChatEncoder:
         self._has_role: set[int] = set()
         self._kinds: dict[tuple[int, int], str] = {}
         self._usage: bytes | None = None
+        self._usage_frame: Frame | None = None
         self._keeps_usage = not call.include_usage or _wants_usage_everywhere(call)
         self._name(StreamStarted(f"chatcmpl-{call.request_id}", call.model))
 
@@ -84,12 +85,16 @@ class OpenAIChatEncoder:
         """Render what one read from the provider brought."""
         if len(events) == 1:
             return self._render(events[0].frame, events)
-        groups = groupby(events, key=_frame_of)
-        return b"".join([self._render(frame, list(group)) for frame, group in groups])
+        groups = [list(group) for _, group in groupby(events, key=_frame_id)]
+        return b"".join([self._render(group[0].frame, group) for group in groups])
 
     def finish(self) -> bytes:
         """Render the usage, if asked for, and ``[DONE]``."""
-        if self._call.include_usage and self._usage is not None:
+        if not self._call.include_usage:
+            return _DONE
+        if self._usage_frame is not None:
+            return encode_data(self._usage_frame.data) + _DONE
+        if self._usage is not None:
             return b'%b,"choices":[],"usage":%b}\n\n%b' % (self._head[: -len(_CHOICES)], self._usage, _DONE)
         return _DONE
 
@@ -123,8 +128,10 @@ class OpenAIChatEncoder:
         """Keep the provider's own usage object for the end; pass on what else the frame has."""
         document = msgspec.json.decode(frame.data)
         usage = document.get("usage") or (document.get("x_groq") or {}).get("usage")
-        self._usage = _encode(usage)
+        self._usage, self._usage_frame = _encode(usage), None
         if is_alone and not document.get("choices"):
+            if document.get("usage"):
+                self._usage_frame = frame
             return b""
         if self._keeps_usage:
             return encode_data(frame.data)
@@ -141,10 +148,16 @@ class OpenAIChatEncoder:
             "model": started.model or call.model,
         }
         self._head = b"data: " + _encode(head)[:-1] + _CHOICES
+        self._text_heads: dict[int, bytes] = {}
 
     def _render_event(self, event: Event) -> bytes:
         match event:
             case TextDelta(text=text, index=index):
+                head = self._text_heads.get(index)
+                if head is not None:
+                    return head + _encode(text) + _TEXT_TAIL
+                if index in self._has_role:
+                    self._text_heads[index] = b'%b[{"index":%d,"delta":{"content":' % (self._head, index)
                 return self._delta(index, b'"content":' + _encode(text))
             case ReasoningDelta(text=text, index=index):
                 return self._delta(index, b'"reasoning_content":' + _encode(text))
@@ -160,7 +173,7 @@ class OpenAIChatEncoder:
             case StreamStarted():
                 self._name(event)
             case UsageReported(usage=usage):
-                self._usage = _encode(_usage(usage))
+                self._usage, self._usage_frame = _encode(_usage(usage)), None
             case ProviderExtra():
                 pass
         return b""
@@ -188,10 +201,12 @@ class OpenAIChatEncoder:
 
 
 _CHOICES = b',"choices":'
+_TEXT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
-def _frame_of(event: Event) -> Frame | None:
-    return event.frame
+def _frame_id(event: Event) -> int:
+    """Which document an event came in; two that are equal are still two."""
+    return id(event.frame)
 
 
 def _wants_usage_everywhere(call: Call) -> bool:

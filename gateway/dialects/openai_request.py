@@ -132,7 +132,12 @@ class _Fields:
 
     def number(self, key: str) -> float | None:
         value = self._document.get(key)
-        return float(value) if type(value) is int else self._get(key, float, "a number")
+        if type(value) is not int:
+            return self._get(key, float, "a number")
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise wrong(self._path + key, "a number that a float can hold", value) from error
 
     def mapping(self, key: str) -> dict[str, Any] | None:
         return self._get(key, dict, "an object")

@@ -153,6 +153,11 @@ class EventDecoder:
 
     def _admit(self, events: list[Event]) -> list[Event]:
         """Keep what is legal, and count what an estimate of the usage would need."""
+        if len(events) == 1:
+            event = events[0]
+            if type(event) is TextDelta and self._lifecycle.is_open(event.index):  # nearly all of a stream
+                self._character_count += len(event.text)
+                return events
         admitted = self._lifecycle.admit(events)
         for event in admitted:
             match event:

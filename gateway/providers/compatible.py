@@ -9,13 +9,13 @@ Of the answers nothing has to be said per host: the decoder copes with what any 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from gateway.core.call import Call
 from gateway.core.errors import ConfigError
-from gateway.providers.openai import OpenAI, Wire
+from gateway.providers.openai import OPENAI_WIRE, OpenAI, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ _NO_REASONING_BACK = Wire(takes_reasoning_back=False)
 HOSTS: dict[str, Host] = {
     "alibaba": Host("https://dashscope-intl.aliyuncs.com/compatible-mode/v1"),
     "avian": Host("https://api.avian.io/v1"),
-    "azure": Host("", Wire(key_header="api-key", has_developer_role=True, takes_reasoning_back=False)),
+    "azure": Host("", replace(OPENAI_WIRE, key_header="api-key")),
     "cerebras": Host("https://api.cerebras.ai/v1", _NO_REASONING_BACK),
     "crusoe": Host("https://hub.crusoecloud.com/v1"),
     "deepinfra": Host("https://api.deepinfra.com/v1/openai"),

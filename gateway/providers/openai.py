@@ -71,9 +71,9 @@ def _adapt_reasoning_model(body: dict[str, Any], call: Call) -> None:
     model = call.target.model if call.target else call.model
     if not _REASONING_MODEL.match(model):
         return
-    if "max_tokens" in body:
-        body.setdefault("max_completion_tokens", body["max_tokens"])
-        del body["max_tokens"]
+    limit = body.pop("max_tokens", None)
+    if limit is not None and body.get("max_completion_tokens") is None:
+        body["max_completion_tokens"] = limit
     if body.get("reasoning_effort") != "none":
         for key in _SAMPLING:
             body.pop(key, None)
@@ -161,8 +161,10 @@ def _set_max_tokens(body: dict[str, Any], call: Call, wire: Wire) -> None:
         present = [wire.max_tokens_key]
     for key in present:
         body[key] = call.max_output_tokens
-    if wire.max_tokens_key == "max_tokens" and "max_completion_tokens" in body:
-        body["max_tokens"] = body.pop("max_completion_tokens")
+    if wire.max_tokens_key == "max_tokens":
+        limit = body.pop("max_completion_tokens", None)
+        if limit is not None:
+            body["max_tokens"] = limit
 
 
 def _set_stream(body: dict[str, Any], call: Call, wire: Wire) -> None:
@@ -219,7 +221,7 @@ def _write_part(part: Part) -> dict[str, Any]:
             named = {"file_data": url, "file_id": file_id, "filename": name}
             return {"type": "file", "file": {key: value for key, value in named.items() if value}}
         case _:
-            raise InvalidRequest(f"a part of type {part.type!r} cannot be sent to this model", param="messages")
+            raise InvalidRequest(f"a part of type {part.type[:64]!r} cannot be sent to this model", param="messages")
 
 
 def _write_tool_call(call: ToolCall) -> dict[str, Any]:

@@ -63,13 +63,14 @@ async def test_chain_serves_any_number_of_calls() -> None:
 async def test_middleware_that_decides_need_not_go_on() -> None:
     """What it refuses reaches nobody behind it."""
     notes: list[str] = []
+    sent: list[Event] = []
 
     async def refuse(call: Call, send: Send, call_next: Next) -> None:  # noqa: ARG001, the signature of a middleware
         raise Unauthorized("no key")
 
     with pytest.raises(Unauthorized):
-        await compose([Note("a", notes), refuse, Note("b", notes)], say_hello)(CALL, list)
-    assert notes == ["a calls"]
+        await compose([Note("a", notes), refuse, Note("b", notes)], say_hello)(CALL, sent.extend)
+    assert (notes, sent) == (["a calls"], [])
 
 
 async def test_middleware_may_try_again_with_a_new_call() -> None:

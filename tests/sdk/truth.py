@@ -1,48 +1,80 @@
 """What the simulator says to a question, asked without any wire between: what every client must have received."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from gateway.simulator import Script
-from gateway.simulator.ask import Ask, Tool, Turn
+from gateway.simulator.ask import Ask, Role, Tool, Turn
 from gateway.simulator.scene import Answer, Scene, stage
+from tests.conftest import model_of, over
 
 PROMPT: Final = "What does a weir do, and why – in naïve words – does it matter? 🐟"
 TOOL_PROMPT: Final = "What is the weather in Oslo, and what time is it there?"
 
-WEATHER: Final[Mapping[str, Any]] = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-    "required": ["city", "days"],
-    "additionalProperties": False,
+SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "get_weather": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    },
+    "get_time": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "zone": {"type": "string", "enum": ["utc", "local"]}},
+        "required": ["city", "zone"],
+        "additionalProperties": False,
+    },
 }
-CLOCK: Final[Mapping[str, Any]] = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["utc", "local"]}},
-    "required": ["city", "unit"],
-    "additionalProperties": False,
+RESULTS: Final = {"get_weather": '{"sky":"clear"}', "get_time": '{"hour":9}'}
+
+THINKS_IN_SECRET: Final = ("openai", "azure")
+"""Their Chat Completions count reasoning and do not show it."""
+NEVER_THINKS: Final = ("llama",)
+ONE_CHOICE: Final = ("anthropic", "llama")
+"""Their wires have no ``n``."""
+
+FAULTS: Final[Mapping[str, str]] = {
+    "fin": "cut_after_tokens=30&cut=fin",
+    "rst": "cut_after_tokens=30&cut=rst",
+    "clean": "cut_after_tokens=30&cut=clean",
+    "error": "error_after=30",
 }
-SCHEMAS: Final = {"get_weather": WEATHER, "get_time": CLOCK}
+"""How an answer can break after thirty tokens, by the name of the model that does it in ``faulty``."""
 
 
-def scene_of(
-    messages: Sequence[tuple[str, str]],
-    *,
-    script: Script | None = None,
-    has_tools: bool = False,
-    **asked: Any,
-) -> Scene:
-    """Return all that the simulator says to a conversation of (role, text)."""
-    turns = tuple(Turn("system" if role == "developer" else role, text) for role, text in messages)  # type: ignore[arg-type]  # the role is one of four
+def faulty(kind: str) -> dict[str, Any]:
+    """Return a configuration with a model for each way to break; none of them can be recovered."""
+    broken = {
+        name: {"targets": [f"{model_of(kind)}?{script}"], "on_interrupt": "error"} for name, script in FAULTS.items()
+    }
+    configured = over(kind)
+    return {**configured, "models": {**configured["models"], **broken}}
+
+
+def scene_of(*messages: tuple[str, str], has_tools: bool = False, **asked: Any) -> Scene:
+    """Return all that the simulator says to a conversation, given as roles and texts."""
+    turns = [Turn(cast("Role", "system" if role == "developer" else role), text) for role, text in messages]
+    return staged(turns, has_tools=has_tools, **asked)
+
+
+def staged(turns: Sequence[Turn], *, has_tools: bool = False, **asked: Any) -> Scene:
+    """Return all that the simulator says to a conversation."""
     tools = tuple(Tool(name, schema) for name, schema in SCHEMAS.items()) if has_tools else ()
-    return stage(Ask(model="mill", turns=turns, tools=tools, **asked), script or Script())
+    return stage(Ask(model="mill", turns=tuple(turns), tools=tools, **asked), Script())
 
 
-def answer_to(prompt: str = PROMPT, *, script: Script | None = None, **asked: Any) -> Answer:
-    """Return the first answer to one question."""
-    return scene_of([("user", prompt)], script=script, **asked).answers[0]
+def answer_after_tools() -> Answer:
+    """Return the answer to the question of both tools once their results have come."""
+    calls = tuple(SCHEMAS)
+    turns = [Turn("user", TOOL_PROMPT), Turn("assistant", "", calls=calls)]
+    return staged([*turns, *(Turn("tool", result) for result in RESULTS.values())], has_tools=True).answers[0]
 
 
 def text_of(answer: Answer) -> str:
     """Return the answer's visible text."""
     return "".join(answer.text)
+
+
+def reasoning_of(answer: Answer) -> str:
+    """Return what the answer was thought over with."""
+    return "".join(answer.reasoning)

@@ -146,6 +146,12 @@ def test_name_and_unknown_fields_are_told_apart() -> None:
     assert decode(b"event: \xff\ndata: x\n\n") == [ServerSentEvent(b"x", "\ufffd")]
 
 
+def test_named_event_is_read() -> None:
+    """The form that Anthropic's events have: a name, then the data."""
+    assert decode(b"event: ping\ndata: {}\n\n") == [ServerSentEvent(b"{}", "ping")]
+    assert decode(b"event: ping\ndata: \n\n") == []
+
+
 def test_last_event_without_its_blank_line_is_delivered() -> None:
     """Some providers end so; whether the document is whole its JSON tells."""
     assert data(b"data: a\n\ndata: [DONE]") == [b"a", b"[DONE]"]

@@ -69,9 +69,9 @@ def test_stream_with_its_end_is_complete() -> None:
         TextDelta("hi"),
         UsageReported(Usage(1, 2)),
     ]
-    assert not decoder.is_complete
+    was_complete = decoder.is_complete
     assert decoder.feed(sse("end")) == [ChoiceFinished("stop")]
-    assert decoder.is_complete
+    assert (was_complete, decoder.is_complete) == (False, True)
     assert decoder.finish() == []
 
 

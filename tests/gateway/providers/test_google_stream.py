@@ -22,7 +22,7 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.transcript import Transcript
-from gateway.providers.google_stream import GENERATE_CONTENT, GoogleDecoder
+from gateway.providers.google_stream import GENERATE_CONTENT, GoogleDecoder, decode_error, model_name, read_error
 
 CALL = Call(request_id="r1", target=Target("google", "gemini-2.5-flash"), stream=True)
 
@@ -273,8 +273,8 @@ def test_what_only_google_knows_is_an_extra() -> None:
 
 def test_chunk_that_says_nothing_is_an_extra() -> None:
     """An empty piece of text is no progress, but it is still the provider's frame."""
-    events = decode(text("a"), text(""), {}, chunk(finish="STOP"))
-    assert [type(event) for event in events[2:4]] == [ProviderExtra, ProviderExtra]
+    events = decode(text("a"), text(""), {}, chunk(function()), chunk(finish="STOP"))
+    assert [type(event) for event in events[2:5]] == [ProviderExtra] * 3
 
 
 @pytest.mark.parametrize(
@@ -393,6 +393,12 @@ def test_start_is_dated_where_the_wire_has_a_date() -> None:
     assert undated.created_unix_s == 0
 
 
+def test_model_is_named_as_in_the_path() -> None:
+    """The prefix of Google's own lists is not part of the name."""
+    assert model_name(Call(request_id="r1", model="models/gemini-x")) == "gemini-x"
+    assert model_name(CALL) == "gemini-2.5-flash"
+
+
 def error(code: Any, status: Any = None, message: str = "no") -> dict[str, Any]:
     """Return an error document."""
     return {"error": {"code": code, "message": message, "status": status}}
@@ -465,6 +471,55 @@ def test_error_that_is_not_utf8_is_still_an_error() -> None:
     """Words that cannot be read leave the fact that there was an error."""
     with pytest.raises(UpstreamFailed):
         feed(b'data: {"error": {"message": "\xff"}}\n\n')
+
+
+def refusal(status: int, *details: Any, wait_s: float | None = None) -> UpstreamError:
+    """Return what an HTTP error with ``details`` means."""
+    message = "You exceeded your current quota, please check your plan and billing details. Key fake-key"
+    body = {"error": {"code": status, "message": message, "status": "RESOURCE_EXHAUSTED", "details": details}}
+    return read_error(status, decode_error(json.dumps([body]).encode()), wait_s=wait_s, secret="fake-key")
+
+
+def test_busy_minute_says_when_it_passes() -> None:
+    """``RetryInfo`` is waited for, though the words of a passing 429 are those of an unpaid bill."""
+    error = refusal(429, {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "34.4s"})
+    assert isinstance(error, UpstreamBusy)
+    assert (error.retry_after_s, error.retryable, error.code) == (34.4, True, "resource_exhausted")
+    assert (error.status_code, error.error_type) == (429, "rate_limited")
+    assert "fake-key" not in error.message
+
+
+def test_header_wins_over_details() -> None:
+    """A ``retry-after`` was written by who answered last."""
+    error = refusal(429, {"retryDelay": "34s"}, wait_s=3)
+    assert error.retry_after_s == 3
+
+
+def test_used_up_day_is_final() -> None:
+    """A quota for the day does not pass by waiting."""
+    error = refusal(429, {"violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]})
+    assert isinstance(error, UpstreamRefused)
+    assert (error.retryable, error.code) == (False, "insufficient_quota")
+
+
+def test_invalid_key_is_a_matter_of_credentials() -> None:
+    """Google answers a wrong key with a 400, which is not the caller's."""
+    error = refusal(400, {"reason": "API_KEY_INVALID"})
+    assert (error.error_type, error.status_code) == ("auth", 502)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"3", b'{"error": 3}', b'{"error": {"details": 3}}'])
+def test_error_without_a_readable_body_goes_by_its_status(body: bytes) -> None:
+    """A proxy's page says nothing; the status does."""
+    error = read_error(503, decode_error(body), wait_s=None, secret=None)
+    assert isinstance(error, UpstreamBusy)
+    assert error.message == "the provider answered with status 503"
+
+
+def test_error_as_plain_text_keeps_its_words() -> None:
+    """What stands where an object should is still a message."""
+    said = decode_error(b'{"error": "no such model"}')
+    assert read_error(404, said, wait_s=None, secret=None).message == "no such model"
 
 
 PIECES = st.sampled_from(

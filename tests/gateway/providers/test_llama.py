@@ -224,6 +224,7 @@ def test_calls_are_told_apart() -> None:
         sse(
             call_piece('{"a":', name="f", call_id="c1"),
             call_piece("1}", call_id="c1"),
+            call_piece(call_id="c1"),
             call_piece(name="g"),
             call_piece("{}"),
             said("complete", stop_reason="tool_calls"),

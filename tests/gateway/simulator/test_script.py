@@ -1,5 +1,6 @@
 """The compact notation: every key is read, and every fault is named."""
 
+import contextlib
 from dataclasses import fields
 
 import pytest
@@ -59,10 +60,8 @@ def test_every_fault_is_named_not_only_the_first() -> None:
 @given(st.text())
 def test_any_text_is_a_script_or_a_script_error(text: str) -> None:
     """No input raises anything else."""
-    try:
+    with contextlib.suppress(ScriptError):
         parse_script(text)
-    except ScriptError as error:
-        assert error.faults
 
 
 def test_a_model_is_split_from_its_script() -> None:

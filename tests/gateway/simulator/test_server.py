@@ -173,10 +173,13 @@ async def test_models_are_listed(path: str) -> None:
 @pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff", b'"text"'])
 async def test_a_body_that_is_no_object_is_a_400(body: bytes) -> None:
     """In the provider's words."""
-    async with Simulator() as simulator, aiohttp.ClientSession(simulator.origin) as session:
-        async with session.post(CHAT, data=body) as response:
-            assert response.status == 400
-            assert (await response.json())["error"]["type"] == "invalid_request_error"
+    async with (
+        Simulator() as simulator,
+        aiohttp.ClientSession(simulator.origin) as session,
+        session.post(CHAT, data=body) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
 
 
 def test_the_app_can_be_served_by_someone_else() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.simulator.ask import Incoming
@@ -271,7 +271,7 @@ def test_reasoning_comes_where_it_is_asked_for(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_a_limit_ends_the_answer_with_the_wires_own_finish(name: str) -> None:
     """Ten tokens are ten tokens."""
-    limit = {"max_completion_tokens": 10} if name == "llama" else {"max_tokens": 10}
+    limit: dict[str, Any] = {"max_completion_tokens" if name == "llama" else "max_tokens": 10}
     heard = heard_from(name, QUESTION, **limit)
     assert heard.text == "".join(tokenize(uncut())[:10])
     assert heard.finish in ("length", "max_tokens", "MAX_TOKENS")
@@ -364,6 +364,7 @@ def test_an_answer_cut_and_continued_exactly_is_the_uncut_one(exact: Exact, toke
 
 
 @pytest.mark.parametrize("exact", EXACT, ids=label)
+@settings(max_examples=25, deadline=None)
 @given(cut_at=st.integers(1, 1000))
 def test_a_cut_between_any_two_characters_can_be_continued(exact: Exact, cut_at: int) -> None:
     """Also inside a token, a word or a code fence."""
