@@ -153,12 +153,7 @@ class OpenAIChatEncoder:
     def _render_event(self, event: Event) -> bytes:
         match event:
             case TextDelta(text=text, index=index):
-                head = self._text_heads.get(index)
-                if head is not None:
-                    return head + _encode(text) + _TEXT_TAIL
-                if index in self._has_role:
-                    self._text_heads[index] = b'%b[{"index":%d,"delta":{"content":' % (self._head, index)
-                return self._delta(index, b'"content":' + _encode(text))
+                return self._text(index, text)
             case ReasoningDelta(text=text, index=index):
                 return self._delta(index, b'"reasoning_content":' + _encode(text))
             case RefusalDelta(text=text, index=index):
@@ -177,6 +172,15 @@ class OpenAIChatEncoder:
             case ProviderExtra():
                 pass
         return b""
+
+    def _text(self, index: int, text: str) -> bytes:
+        """Render a piece of text; from the second on only the text itself is new."""
+        head = self._text_heads.get(index)
+        if head is not None:
+            return head + _encode(text) + _TEXT_TAIL
+        if index in self._has_role:
+            self._text_heads[index] = b'%b[{"index":%d,"delta":{"content":' % (self._head, index)
+        return self._delta(index, b'"content":' + _encode(text))
 
     def _tool_delta(self, event: ToolCallDelta) -> bytes:
         arguments = _encode(event.arguments)

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
-from openai import APIError, AsyncOpenAI, BadRequestError, InternalServerError, NotFoundError, RateLimitError
+from openai import (
+    APIError,
+    AsyncOpenAI,
+    BadRequestError,
+    DefaultAsyncHttpxClient,
+    InternalServerError,
+    LengthFinishReasonError,
+    NotFoundError,
+    RateLimitError,
+)
 from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessage
 from pydantic import BaseModel
@@ -22,6 +31,8 @@ from tests.sdk.truth import (
     PROMPT,
     RESULTS,
     SCHEMAS,
+    SHORT,
+    STOPLESS,
     THINKS_IN_SECRET,
     TOOL_PROMPT,
     answer_after_tools,
@@ -52,7 +63,8 @@ async def make_client() -> AsyncIterator[MakeClient]:
     async with AsyncExitStack() as opened:
 
         def make(running: Running) -> AsyncOpenAI:
-            client = AsyncOpenAI(base_url=f"{running.url}/v1", api_key="any")
+            http_client = DefaultAsyncHttpxClient(verify=False)  # it would read the certificates for every client
+            client = AsyncOpenAI(base_url=f"{running.url}/v1", api_key="any", http_client=http_client)
             opened.push_async_callback(client.close)
             return client
 
@@ -128,7 +140,7 @@ async def test_text_finish_and_usage_are_the_providers(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str
 ) -> None:
     """Whatever the wire and the way of asking, the client has the simulator's text, its end and its account."""
-    heard = await hear(make_client(await make_gateway(kind)), way)
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way)
     scene = scene_of(("user", PROMPT))
     assert heard.text == text_of(scene.answers[0])
     assert heard.finish_reason == "stop"
@@ -145,7 +157,7 @@ async def test_parallel_tool_calls_parse_and_match(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str
 ) -> None:
     """Two tools called at once arrive as two calls, each with its name and with arguments that are JSON."""
-    heard = await hear(make_client(await make_gateway(kind)), way, TOOL_PROMPT, tools=TOOLS)
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way, TOOL_PROMPT, tools=TOOLS)
     scene = scene_of(("user", TOOL_PROMPT), has_tools=True)
     assert heard.calls == [(call.name, json.loads(call.json)) for call in scene.answers[0].calls]
     assert len(heard.calls) == 2
@@ -161,7 +173,7 @@ async def test_reasoning_arrives_beside_the_text(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str
 ) -> None:
     """Where the provider shows its reasoning the client has all of it, apart from the text, and it is counted."""
-    heard = await hear(make_client(await make_gateway(kind)), way, reasoning_effort="medium")
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way, reasoning_effort="medium")
     scene = scene_of(("user", PROMPT), wants_reasoning=kind not in NEVER_THINKS)
     answer = scene.answers[0]
     assert heard.reasoning == ("" if kind in THINKS_IN_SECRET else reasoning_of(answer))
@@ -176,7 +188,7 @@ async def test_chunks_share_one_identity_and_end_with_the_usage(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:
     """One id, one time, one model from the first chunk to the last; one finish, one usage, and nothing behind it."""
-    client = make_client(await make_gateway(kind))
+    client = make_client(await make_gateway(kind, default=SHORT))
     stream = await client.chat.completions.create(
         model="chat",
         messages=[{"role": "user", "content": PROMPT}],
@@ -184,7 +196,7 @@ async def test_chunks_share_one_identity_and_end_with_the_usage(
         stream_options={"include_usage": True},
     )
     chunks = [chunk async for chunk in stream]
-    assert len({(chunk.id, chunk.created, chunk.model, chunk.object) for chunk in chunks}) == 1
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
     assert chunks[0].id
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].choices == []
@@ -193,8 +205,8 @@ async def test_chunks_share_one_identity_and_end_with_the_usage(
     assert finishes == ["stop"]
     assert choices[0].delta.role == "assistant"
     said = [place for place, choice in enumerate(choices) if choice.delta.content]
-    assert choices[said[-1] + 1 :][-1].finish_reason == "stop"
-    assert len(said) > 100
+    assert "stop" in [choice.finish_reason for choice in choices[said[-1] :]]
+    assert len(said) > 20
 
 
 @pytest.mark.parametrize(
@@ -215,7 +227,7 @@ async def test_chunks_share_one_identity_and_end_with_the_usage(
 )
 async def test_the_role_is_said_once(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """The client's own helper adds roles up, so the first chunk has it and no other."""
-    client = make_client(await make_gateway(kind))
+    client = make_client(await make_gateway(kind, default=SHORT))
     async with client.chat.completions.stream(model="chat", messages=[{"role": "user", "content": PROMPT}]) as stream:
         final = await stream.get_final_completion()
     assert final.choices[0].message.role == "assistant"
@@ -226,12 +238,13 @@ async def test_every_chunk_has_a_choice_when_usage_is_not_asked_for(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:
     """Code that reads ``chunk.choices[0]`` without looking works, unless it has asked for the usage chunk."""
-    client = make_client(await make_gateway(kind))
+    client = make_client(await make_gateway(kind, default=SHORT))
     stream = await client.chat.completions.create(
         model="chat", messages=[{"role": "user", "content": PROMPT}], stream=True
     )
     chunks = [chunk async for chunk in stream]
-    assert all(chunk.choices for chunk in chunks)
+    # Azure begins with what its filter thinks of the prompt, in a chunk without choices, and its clients know that
+    assert all(chunk.choices for chunk in chunks[kind == "azure" :])
     assert _gathered(chunks).text == text_of(scene_of(("user", PROMPT)).answers[0])
 
 
@@ -303,14 +316,14 @@ async def test_an_answer_in_a_schema_is_parsed_by_the_client(
             final = await stream.get_final_completion()
     else:
         final = await completions.parse(**asked, response_format=River)
-    answer = scene_of(("user", PROMPT), answer_schema=River.model_json_schema()).answers[0]
+    answer = scene_of(("user", PROMPT), script=QUICK, answer_schema=River.model_json_schema()).answers[0]
     assert final.choices[0].message.parsed == River.model_validate_json(text_of(answer))
 
 
 @every_kind
 async def test_an_image_reaches_the_provider(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """An image in a data URL is in the request that the provider gets, and is answered."""
-    running = await make_gateway(kind)
+    running = await make_gateway(kind, default=SHORT)
     content = [
         {"type": "text", "text": PROMPT},
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}},
@@ -333,31 +346,44 @@ async def test_system_and_developer_messages_count(
         ("user", PROMPT),
     ]
     messages = [{"role": role, "content": text} for role, text in said]
-    heard = await hear(make_client(await make_gateway(kind)), "create", messages=messages)
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), "create", messages=messages)
     assert heard.text == text_of(scene_of(*said).answers[0])
 
 
-@every_kind
-@every_way
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in STOPLESS])
+@pytest.mark.parametrize("way", ["create", "whole"])
 async def test_a_stop_sequence_ends_the_answer(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str
 ) -> None:
     """The text ends before the sequence, and the finish is an ordinary one."""
     text = text_of(scene_of(("user", PROMPT)).answers[0])
-    word = text.split()[40]
-    heard = await hear(make_client(await make_gateway(kind)), way, stop=[word])
+    word = text.split()[20]
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way, stop=[word])
     assert heard.text == text[: text.index(word)]
     assert heard.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("kind", STOPLESS)
+async def test_a_stop_sequence_for_a_provider_that_takes_none_is_refused(
+    make_gateway: MakeGateway, make_client: MakeClient, kind: str
+) -> None:
+    """Where the provider knows no stop sequences the client is told, and no answer runs past its end."""
+    running = await make_gateway(kind)
+    with pytest.raises(BadRequestError, match="stop sequences") as caught:
+        await hear(make_client(running), "create", stop=["river"])
+    assert caught.value.param == "stop"
+    assert running.simulator.requests == []
+
+
 @every_kind
-@every_way
+@pytest.mark.parametrize("way", ["create", "whole"])
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 async def test_a_limit_ends_the_answer_and_says_so(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str, name: str
 ) -> None:
     """After so many tokens the answer ends with the finish reason "length"."""
-    heard = await hear(make_client(await make_gateway(kind)), way, **{name: 20})
+    limit: dict[str, Any] = {name: 20}
+    heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way, **limit)
     scene = scene_of(("user", PROMPT), max_tokens=20)
     assert heard.text == text_of(scene.answers[0])
     assert heard.finish_reason == "length"
@@ -365,10 +391,20 @@ async def test_a_limit_ends_the_answer_and_says_so(
     assert heard.usage.completion_tokens == 20
 
 
+@every_kind
+async def test_a_limit_is_the_helpers_own_error(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
+    """The helper raises what it raises for OpenAI, with the answer as far as it came."""
+    client = make_client(await make_gateway(kind, default=SHORT))
+    with pytest.raises(LengthFinishReasonError) as caught:
+        await hear(client, "helper", max_tokens=20)
+    text = text_of(scene_of(("user", PROMPT), max_tokens=20).answers[0])
+    assert caught.value.completion.choices[0].message.content == text
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ONE_CHOICE])
 async def test_two_choices_are_kept_apart(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """Asked for two choices, the client has both, each whole and each with its own end."""
-    client = make_client(await make_gateway(kind))
+    client = make_client(await make_gateway(kind, default=SHORT))
     asked: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": PROMPT}], "n": 2}
     chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
     whole = await client.chat.completions.create(**asked)
@@ -386,7 +422,7 @@ async def test_two_choices_of_a_provider_that_has_one_are_refused(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, way: str
 ) -> None:
     """Where the provider cannot give two choices, the client is told before anything is generated."""
-    running = await make_gateway(kind)
+    running = await make_gateway(kind, default=SHORT)
     with pytest.raises(BadRequestError, match="one choice") as caught:
         await hear(make_client(running), way, n=2)
     assert caught.value.param == "n"
@@ -402,14 +438,10 @@ async def test_a_broken_stream_raises_in_create(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, fault: str
 ) -> None:
     """However the provider breaks off, the loop over the chunks ends with an error, and what came is a true prefix."""
-    client = make_client(await make_gateway(config=faulty(kind)))
+    client = make_client(await make_gateway(config=faulty(kind), default=SHORT))
     chunks: list[ChatCompletionChunk] = []
-    stream = await client.chat.completions.create(
-        model=fault, messages=[{"role": "user", "content": PROMPT}], stream=True
-    )
     with pytest.raises(APIError) as caught:
-        async for chunk in stream:
-            chunks.append(chunk)  # noqa: PERF401, a comprehension would lose what came before the error
+        await _drain(client, chunks, model=fault, messages=[{"role": "user", "content": PROMPT}])
     assert caught.value.message
     _check_prefix(_gathered(chunks))
 
@@ -420,12 +452,17 @@ async def test_a_broken_stream_raises_in_the_helper(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, fault: str
 ) -> None:
     """The helper raises as well, and its snapshot of the answer is a true prefix."""
-    client = make_client(await make_gateway(config=faulty(kind)))
+    client = make_client(await make_gateway(config=faulty(kind), default=SHORT))
     async with client.chat.completions.stream(model=fault, messages=[{"role": "user", "content": PROMPT}]) as stream:
         with pytest.raises(APIError):
             await stream.get_final_completion()
         snapshot = stream.current_completion_snapshot.choices[0]
     _check_prefix(Heard(text=snapshot.message.content or "", finish_reason=snapshot.finish_reason))
+
+
+async def _drain(client: AsyncOpenAI, into: list[ChatCompletionChunk], **asked: Any) -> None:
+    async for chunk in await client.chat.completions.create(**asked, stream=True):
+        into.append(chunk)  # noqa: PERF401, a comprehension would lose what came before the error
 
 
 def _check_prefix(heard: Heard) -> None:
@@ -442,16 +479,10 @@ async def test_half_a_tool_call_is_never_a_whole_one(
 ) -> None:
     """A stream that ends inside the arguments of a tool call raises, and nothing says that the calls are complete."""
     client = make_client(await make_gateway(config=_single(kind), default=_quick("half_tool")))
-    finishes: list[str | None] = []
+    chunks: list[ChatCompletionChunk] = []
     with pytest.raises(APIError):
-        async for chunk in await client.chat.completions.create(
-            model="chat",
-            messages=[{"role": "user", "content": TOOL_PROMPT}],
-            tools=TOOLS,  # type: ignore[call-overload]  # dicts of the right shape
-            stream=True,
-        ):
-            finishes += [choice.finish_reason for choice in chunk.choices]
-    assert set(finishes) <= {None}
+        await _drain(client, chunks, model="chat", messages=[{"role": "user", "content": TOOL_PROMPT}], tools=TOOLS)
+    assert not any(choice.finish_reason for chunk in chunks for choice in chunk.choices)
 
 
 @every_kind

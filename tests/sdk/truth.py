@@ -1,12 +1,13 @@
 """What the simulator says to a question, asked without any wire between: what every client must have received."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from gateway.simulator import Script
 from gateway.simulator.ask import Ask, Role, Tool, Turn
 from gateway.simulator.scene import Answer, Scene, stage
-from tests.conftest import model_of, over
+from tests.conftest import QUICK, model_of, over
 
 PROMPT: Final = "What does a weir do, and why – in naïve words – does it matter? 🐟"
 TOOL_PROMPT: Final = "What is the weather in Oslo, and what time is it there?"
@@ -27,11 +28,16 @@ SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 RESULTS: Final = {"get_weather": '{"sky":"clear"}', "get_time": '{"hour":9}'}
 
+SHORT: Final = replace(QUICK, token_count=60)
+"""Long enough to be a stream, short enough to be asked for a thousand times."""
+
 THINKS_IN_SECRET: Final = ("openai", "azure")
 """Their Chat Completions count reasoning and do not show it."""
 NEVER_THINKS: Final = ("llama",)
 ONE_CHOICE: Final = ("anthropic", "llama")
 """Their wires have no ``n``."""
+STOPLESS: Final = ("llama",)
+"""Their wires have no ``stop``."""
 
 FAULTS: Final[Mapping[str, str]] = {
     "fin": "cut_after_tokens=30&cut=fin",
@@ -51,23 +57,23 @@ def faulty(kind: str) -> dict[str, Any]:
     return {**configured, "models": {**configured["models"], **broken}}
 
 
-def scene_of(*messages: tuple[str, str], has_tools: bool = False, **asked: Any) -> Scene:
+def scene_of(*messages: tuple[str, str], script: Script = SHORT, has_tools: bool = False, **asked: Any) -> Scene:
     """Return all that the simulator says to a conversation, given as roles and texts."""
     turns = [Turn(cast("Role", "system" if role == "developer" else role), text) for role, text in messages]
-    return staged(turns, has_tools=has_tools, **asked)
+    return _staged(turns, script, has_tools=has_tools, **asked)
 
 
-def staged(turns: Sequence[Turn], *, has_tools: bool = False, **asked: Any) -> Scene:
-    """Return all that the simulator says to a conversation."""
+def _staged(turns: Sequence[Turn], script: Script, *, has_tools: bool, **asked: Any) -> Scene:
     tools = tuple(Tool(name, schema) for name, schema in SCHEMAS.items()) if has_tools else ()
-    return stage(Ask(model="mill", turns=tuple(turns), tools=tools, **asked), Script())
+    return stage(Ask(model="mill", turns=tuple(turns), tools=tools, **asked), script)
 
 
 def answer_after_tools() -> Answer:
-    """Return the answer to the question of both tools once their results have come."""
+    """Return the answer to the question for both tools once their results have come."""
     calls = tuple(SCHEMAS)
     turns = [Turn("user", TOOL_PROMPT), Turn("assistant", "", calls=calls)]
-    return staged([*turns, *(Turn("tool", result) for result in RESULTS.values())], has_tools=True).answers[0]
+    results = [Turn("tool", result) for result in RESULTS.values()]
+    return _staged([*turns, *results], QUICK, has_tools=True).answers[0]
 
 
 def text_of(answer: Answer) -> str:

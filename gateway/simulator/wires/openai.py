@@ -25,6 +25,7 @@ DONE: Final = b"data: [DONE]\n\n"
 
 _FINISH: Final = {"length": "length", "tool_calls": "tool_calls", "refusal": "stop", "stop_sequence": "stop"}
 _SAFE: Final = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
+_MOST_CHOICES: Final = 128
 _PADDING: Final = "millraceheadracetailrace"
 _MESSAGES: Final = {
     401: "Incorrect API key provided: wrong-key. You can find your API key at https://example.org/api-keys.",
@@ -53,6 +54,8 @@ class OpenAIWire:
         body = incoming.body
         if not incoming.model:
             raise invalid("you must provide a model parameter")
+        if int(body.get("n") or 1) not in range(1, _MOST_CHOICES + 1):
+            raise invalid(f"Invalid 'n': expected a value from 1 to {_MOST_CHOICES}.", param="n")
         turns, tools = read_turns(body), read_tools(body)
         trailing: Trailing = "new"
         if turns[-1].role == "assistant" and not turns[-1].calls:

@@ -114,6 +114,16 @@ def test_open_call_keeps_its_choice_open() -> None:
     assert lifecycle.finished_count == 0
 
 
+def test_choice_is_open_from_its_first_word_to_its_finish() -> None:
+    """What may be said without a further look is said of an open choice only."""
+    lifecycle = Lifecycle()
+    was_open = []
+    for event in (START, TextDelta("a", 1), ChoiceFinished("stop", index=1)):
+        lifecycle.admit([event])
+        was_open.append((lifecycle.is_open(0), lifecycle.is_open(1)))
+    assert was_open == [(False, False), (False, True), (False, False)]
+
+
 def test_start_is_remembered() -> None:
     """Whether an attempt has begun is asked when it fails."""
     lifecycle = Lifecycle()

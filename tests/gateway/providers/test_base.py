@@ -133,6 +133,15 @@ def test_illegal_events_are_not_passed_on() -> None:
     ]
 
 
+def test_words_one_by_one_are_counted_and_checked_like_many() -> None:
+    """The short way for a single piece of text passes on the same and counts the same."""
+    decoder = WordDecoder(CALL)
+    words = ["early", "start", "abcd", "efgh", "i", "end", "late"]
+    events = [event for word in words for event in decoder.feed(sse(word))]
+    assert events == WordDecoder(CALL).feed(sse(*words))
+    assert decoder.finish() == [UsageReported(Usage(2, 3, is_estimated=True))]
+
+
 def test_usage_is_estimated_where_the_provider_reported_none() -> None:
     """Four characters are a token, of the prompt and of all that was said; the estimate is marked as one."""
     decoder = WordDecoder(CALL)

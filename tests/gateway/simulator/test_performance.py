@@ -4,6 +4,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.simulator.ask import Incoming
 from gateway.simulator.performance import Performance, perform
@@ -86,3 +88,29 @@ def test_the_body_says_whether_to_split_it_and_how_it_ends() -> None:
     played = performed(script=Script(split_bytes=3, close_delimited=True))
     assert isinstance(played, Performance)
     assert (played.split_bytes, played.is_close_delimited, played.content_length) == (3, True, None)
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 300) | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "role", "name"]), inner),
+    max_leaves=6,
+)
+NAMES = """
+messages tools tool_choice response_format max_tokens n stop stream stream_options top_logprobs logprobs thinking system
+contents generationConfig continuationToken toolConfig
+"""
+FIELDS = st.sampled_from(NAMES.split())
+
+
+@pytest.mark.parametrize("name", sorted(WIRES))
+@settings(max_examples=40, deadline=None)
+@given(fields=st.dictionaries(FIELDS, ODD, max_size=4))
+def test_any_json_is_an_answer_or_the_callers_fault(name: str, fields: dict[str, Any]) -> None:
+    """A field of the wrong type is a 400 and never a fault here."""
+    body = {**BODY, **CONTENTS, **fields}
+    incoming = Incoming("/v1", "mill", body, {"anthropic-version": "2023-06-01"})
+    answer = perform(WIRES[name], incoming, Script(), Reply("serial", 0, "mill"))
+    if isinstance(answer, Performance):
+        assert isinstance(list(answer.steps)[-1], End)
+    else:
+        assert 400 <= answer.status < 500
