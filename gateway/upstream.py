@@ -122,7 +122,7 @@ class _Attempt:
         self._provider = upstream.provider
         self._proxy = upstream.proxy
         self._limits = upstream.limits
-        self._watch = Watch(upstream.limits, is_stream=call.stream)
+        self._watch = Watch(upstream.limits, is_stream=call.stream, flow=call.flow)
         self._held: list[Event] = []
         self._has_sent = False
         self._is_whole = False

@@ -3,7 +3,8 @@
 Nothing of it is paid per token but one look at the clock: a token writes down when it came, and a single timer per
 attempt looks at that when a limit could have run out, ends the attempt if it has, and looks again later if not.
 
-Only tokens are progress. A provider that pings, or sends empty deltas, is as late as one that is silent.
+Only tokens are progress. A provider that pings, or sends empty deltas, is as late as one that is silent. One that is
+not read from, because its client takes no more, is not late at all.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import asyncio
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
+
+from gateway.core.call import Flow, OpenFlow
 
 Limit = Literal["ttft", "stall", "total"]
 
@@ -30,14 +33,26 @@ class Limits:
 class Watch:
     """An async context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
 
-    ``is_stream`` is false for an answer that is wanted whole: it has no tokens to watch, only a total.
+    ``is_stream`` is false for an answer that is wanted whole: it has no tokens to watch, only a total. While ``flow``
+    is paused no token is waited for.
     """
 
-    __slots__ = ("_began_at_s", "_handle", "_is_stream", "_limits", "_loop", "_progress_at_s", "_scope", "expired")
+    __slots__ = (
+        "_began_at_s",
+        "_flow",
+        "_handle",
+        "_is_stream",
+        "_limits",
+        "_loop",
+        "_progress_at_s",
+        "_scope",
+        "expired",
+    )
 
-    def __init__(self, limits: Limits, *, is_stream: bool) -> None:
+    def __init__(self, limits: Limits, *, is_stream: bool, flow: Flow = OpenFlow()) -> None:
         self._limits = limits
         self._is_stream = is_stream
+        self._flow = flow
         self._loop = asyncio.get_running_loop()
         self._began_at_s = self._loop.time()
         self._progress_at_s: float | None = None
@@ -62,6 +77,8 @@ class Watch:
         await self._scope.__aexit__(kind, error, trace)
 
     def _look(self) -> None:
+        if self._progress_at_s is not None and self._flow.is_paused:
+            self.note_progress()
         limit, due_at_s = self._next_due()
         if self._loop.time() >= due_at_s:
             self.expired = limit

@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 Step: TypeAlias = bytes | float | Literal["stall", "fin", "rst"]
 Script: TypeAlias = Sequence[Step]
@@ -157,9 +157,8 @@ class _Connection(asyncio.Protocol):
         self._received: Received | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(0)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without being an instance
+        self._transport.set_write_buffer_limits(0)
         self._open_ones.add(self)
         self._playing = asyncio.ensure_future(self._converse())
 

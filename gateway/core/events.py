@@ -130,17 +130,10 @@ class ProviderExtra(msgspec.Struct, frozen=True, gc=False):
     frame: Frame | None = None
 
 
-Event: TypeAlias = (
-    StreamStarted
-    | TextDelta
-    | ReasoningDelta
-    | RefusalDelta
-    | ToolCallStarted
-    | ToolCallDelta
-    | UsageReported
-    | ChoiceFinished
-    | ProviderExtra
-)
+Delta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta
+"""A piece of the answer: what a user could see."""
+
+Event: TypeAlias = StreamStarted | Delta | UsageReported | ChoiceFinished | ProviderExtra
 
 TOKEN_EVENTS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDelta)
 """What counts as progress: a ping, a role or an empty delta is none of them."""

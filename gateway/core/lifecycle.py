@@ -84,6 +84,8 @@ class Lifecycle:
             case StreamStarted():
                 self.has_started = True
             case ToolCallStarted(call_index=call_index, index=index):
+                if (index, call_index) in self._calls:
+                    return False
                 self._calls.add((index, call_index))
                 self._open.add(index)
             case ToolCallDelta(call_index=call_index, index=index):

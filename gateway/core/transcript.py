@@ -7,10 +7,11 @@ pieces and joins them when asked: appending is all that a token costs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, assert_never
 
 from gateway.core.events import (
     ChoiceFinished,
+    Delta,
     Event,
     FinishReason,
     ProviderExtra,
@@ -82,11 +83,7 @@ class Transcript:
     def add(self, events: Sequence[Event]) -> None:
         """Fold in what one read brought."""
         for event in events:
-            if type(event) is TextDelta:
-                self.delta_count += 1
-                self.choice(event.index).text_pieces.append(event.text)
-            else:
-                self._add_other(event)
+            self._add(event)
 
     def choice(self, index: int = 0) -> ChoiceTranscript:
         """Return the choice ``index``, empty if nothing of it was delivered."""
@@ -100,7 +97,7 @@ class Transcript:
         """Whether a user could have seen anything of it."""
         return self.delta_count > 0
 
-    def _add_other(self, event: Event) -> None:
+    def _add(self, event: Event) -> None:
         match event:
             case StreamStarted():
                 self.started = event
@@ -108,23 +105,25 @@ class Transcript:
                 self.usage = usage
             case ProviderExtra():
                 pass
-            case ChoiceFinished(index=index):
-                choice = self.choice(index)
+            case ChoiceFinished():
+                choice = self.choice(event.index)
                 choice.finish_reason, choice.native_reason = event.reason, event.native_reason
             case _:
                 self.delta_count += 1
-                self._add_delta(event)
+                _add_delta(self.choice(event.index), event)
 
-    def _add_delta(self, event: TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta) -> None:
-        choice = self.choice(event.index)
-        match event:
-            case TextDelta(text=text):
-                choice.text_pieces.append(text)
-            case ReasoningDelta(text=text):
-                choice.reasoning_pieces.append(text)
-            case RefusalDelta(text=text):
-                choice.refusal_pieces.append(text)
-            case ToolCallStarted():
-                choice.tool_calls[event.call_index] = ToolCallTranscript(event.id, event.name, event.kind)
-            case ToolCallDelta(call_index=call_index, arguments=arguments):
-                choice.tool_calls[call_index].pieces.append(arguments)
+
+def _add_delta(choice: ChoiceTranscript, event: Delta) -> None:
+    match event:
+        case TextDelta():
+            choice.text_pieces.append(event.text)
+        case ReasoningDelta():
+            choice.reasoning_pieces.append(event.text)
+        case RefusalDelta():
+            choice.refusal_pieces.append(event.text)
+        case ToolCallStarted():
+            choice.tool_calls[event.call_index] = ToolCallTranscript(event.id, event.name, event.kind)
+        case ToolCallDelta():
+            choice.tool_calls[event.call_index].pieces.append(event.arguments)
+        case _:
+            assert_never(event)

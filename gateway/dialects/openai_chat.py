@@ -120,6 +120,8 @@ class OpenAIChatEncoder:
             if type(event) is StreamStarted:
                 self._name(event)
                 self._has_role.update(range(self._call.choice_count))
+            elif type(event) is ToolCallStarted:
+                self._kinds[event.index, event.call_index] = event.kind
         if any(type(event) is UsageReported for event in events):
             return self._take_usage(frame, is_alone=len(events) == 1)
         return encode_data(frame.data)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.core.call import Call
-from gateway.core.errors import StreamInterrupted, UpstreamError
+from gateway.core.errors import UpstreamError
 from gateway.core.events import (
     ChoiceFinished,
     Event,
@@ -25,7 +25,7 @@ from gateway.core.events import (
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import ServerSentEvent, SSEDecoder
-from gateway.providers.errors import cut_off, interruption
+from gateway.providers.errors import MALFORMED, cut_off, interruption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +133,9 @@ class EventDecoder:
         try:
             for message in self._sse.finish():
                 self._read(message, events)
-        except StreamInterrupted:
-            pass
         except UpstreamError as error:
-            self._failure = self._as_interruption(error, events)
+            if error.code != MALFORMED:
+                self._failure = self._as_interruption(error, events)
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         """Append what ``message`` says to ``events``; raises ``UpstreamError`` for an error or a foreign wire."""

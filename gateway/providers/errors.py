@@ -58,11 +58,12 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix_s: float | None = None
         value = headers.get(name)
         if value is None:
             continue
+        wait_s: float | None
         try:
             wait_s = float(value) / scale
         except ValueError:
-            return _seconds_until(value, headers.get("date"), now_unix_s)
-        if isfinite(wait_s):
+            wait_s = _seconds_until(value, headers.get("date"), now_unix_s)
+        if wait_s is not None and isfinite(wait_s):
             return max(0.0, wait_s)
     return None
 
@@ -171,6 +172,9 @@ def _word(value: object) -> str:
     return text if re.fullmatch(r"[\w.\-]{1,64}", text) else ""
 
 
+MALFORMED = "malformed_stream"
+
+
 def cut_off() -> StreamInterrupted:
     """Return the error for an end of bytes without the provider's end marker."""
     return StreamInterrupted("the provider's stream ended before the answer did", code="stream_truncated")
@@ -178,9 +182,7 @@ def cut_off() -> StreamInterrupted:
 
 def malformed(what: str) -> StreamInterrupted:
     """Return the error for bytes that are not the provider's wire; ``what`` quotes nothing of them."""
-    return StreamInterrupted(
-        f"the provider sent {what}", code="malformed_stream", error_type="protocol", retryable=True
-    )
+    return StreamInterrupted(f"the provider sent {what}", code=MALFORMED, error_type="protocol", retryable=True)
 
 
 def interruption(error: UpstreamError) -> StreamInterrupted:

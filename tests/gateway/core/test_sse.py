@@ -146,6 +146,15 @@ def test_name_and_unknown_fields_are_told_apart() -> None:
     assert decode(b"event: \xff\ndata: x\n\n") == [ServerSentEvent(b"x", "\ufffd")]
 
 
+def test_read_of_exactly_one_event_is_that_event() -> None:
+    """The short way for nearly all reads: whole, empty, or behind the beginning of another."""
+    decoder = SSEDecoder()
+    assert decoder.feed(b"data: a\n\n") == [ServerSentEvent(b"a")]
+    assert decoder.feed(b"data: \n\n") == []
+    assert decoder.feed(b"data: b\n") == []
+    assert decoder.feed(b"data: c\n\n") == [ServerSentEvent(b"b\nc")]
+
+
 def test_named_event_is_read() -> None:
     """The form that Anthropic's events have: a name, then the data."""
     assert decode(b"event: ping\ndata: {}\n\n") == [ServerSentEvent(b"{}", "ping")]

@@ -1,0 +1,837 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.call import Call, Message, Target, TextPart
+from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
+from gateway.core.events import (
+    OPENAI_ANSWER,
+    OPENAI_CHUNK,
+    ChoiceFinished,
+    Event,
+    Frame,
+    ProviderExtra,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamStarted,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+    UsageReported,
+)
+from gateway.core.lifecycle import Lifecycle
+from gateway.core.transcript import Transcript
+from gateway.providers.openai_stream import OpenAIDecoder, read_answer, split_content
+
+CALL = Call(
+    request_id="t",
+    stream=True,
+    model="chat",
+    target=Target("openai", "gpt"),
+    created_unix_s=7,
+    messages=(Message(role="user", parts=(TextPart("four" * 4),)),),
+)
+IDENTITY = {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
+DONE = b"data: [DONE]\n\n"
+START = StreamStarted("c1", "m", 5, target="openai/gpt")
+ESTIMATE = UsageReported(Usage(4, 1, is_estimated=True))
+"""Of the 16 characters that are asked, and an answer of up to four."""
+
+
+def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, index: int = 0, **fields: Any) -> Any:
+    """Return a chunk of one choice, as OpenAI sends it."""
+    return {**IDENTITY, "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish}], **fields}
+
+
+def text(piece: str, index: int = 0) -> Any:
+    """Return a chunk of text."""
+    return chunk({"content": piece}, index=index)
+
+
+def tools(*calls: dict[str, Any], index: int = 0) -> Any:
+    """Return a chunk of tool calls."""
+    return chunk({"tool_calls": list(calls)}, index=index)
+
+
+def piece(index: int | None, arguments: Any, call_id: str | None = None, name: str | None = None) -> dict[str, Any]:
+    """Return a piece of a tool call; what is ``None`` is left out."""
+    function = {"name": name, "arguments": arguments}
+    call = {"index": index, "id": call_id, "type": "function" if call_id else None}
+    kept = {key: value for key, value in call.items() if value is not None}
+    return {**kept, "function": {key: value for key, value in function.items() if value is not None}}
+
+
+ROLE = chunk({"role": "assistant", "content": ""})
+STOP = chunk(finish="stop")
+
+
+def sse(*documents: Any) -> bytes:
+    """Return documents as a provider sends them; bytes are an event's data as they are."""
+    data = [item if isinstance(item, bytes) else msgspec.json.encode(item) for item in documents]
+    return b"".join(b"data: %b\n\n" % item for item in data)
+
+
+def bare(events: list[Event]) -> list[Event]:
+    """Return events without their frames."""
+    return [msgspec.structs.replace(event, frame=None) for event in events]
+
+
+def decode(*documents: Any, call: Call = CALL) -> list[Event]:
+    """Return the events of a whole stream that ends with ``[DONE]``, without their frames."""
+    decoder = OpenAIDecoder(call)
+    return bare([*decoder.feed(sse(*documents) + DONE), *decoder.finish()])
+
+
+def broken(stream: bytes, *, call: Call = CALL) -> tuple[list[Event], UpstreamError]:
+    """Return what a stream delivers before it breaks, and the error."""
+    decoder = OpenAIDecoder(call, secret="topsecret")
+    events = decoder.feed(stream)
+    with pytest.raises(UpstreamError) as raised:
+        decoder.finish()
+    return bare(events), raised.value
+
+
+def frames(*documents: Any) -> list[bytes]:
+    """Return the frames that come out of documents, each once."""
+    events = OpenAIDecoder(CALL).feed(sse(*documents))
+    return list({id(event.frame): event.frame.data for event in events if event.frame}.values())
+
+
+def mended(*documents: Any) -> Any:
+    """Return the frame of the last document, decoded."""
+    return msgspec.json.decode(frames(*documents)[-1])
+
+
+# --- a stream as OpenAI sends it
+
+
+def test_an_answer_is_started_told_finished_and_counted() -> None:
+    """The role starts, deltas tell, the finish reason ends, the last chunk counts."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    assert decode(ROLE, text("Hel"), text("lo"), STOP, {**IDENTITY, "choices": [], "usage": usage}) == [
+        START,
+        TextDelta("Hel"),
+        TextDelta("lo"),
+        ChoiceFinished("stop", "stop"),
+        UsageReported(Usage(9, 2)),
+    ]
+
+
+def test_a_plain_chunk_keeps_the_very_bytes_that_came() -> None:
+    """Nothing is encoded anew where nothing has to be changed: spaces, order and escapes stay."""
+    raw = [
+        b'{ "id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}',
+        b'{"choices":[{"delta":{"content":"\\u00e9"},"index":0,"logprobs":[]}],"model":"m","created":5,"id":"c1","x":9}',
+        b'{"id":"c1","created":5,"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"length"}],"x":1e2}',
+        b'{"id":"c1","created":5,"model":"m","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"y":{}}}',
+    ]
+    assert frames(*raw) == raw
+
+
+def test_every_event_of_a_chunk_shares_its_frame() -> None:
+    """A dialect that speaks the same wire can tell whether all of a chunk has come."""
+    events = OpenAIDecoder(CALL).feed(sse(chunk({"role": "assistant", "content": "a"}, "stop")))
+    assert bare(events) == [START, TextDelta("a"), ChoiceFinished("stop", "stop")]
+    frame = events[0].frame
+    assert frame is not None
+    assert (frame.wire, frame.event_count) == (OPENAI_CHUNK, 3)
+    assert all(event.frame is frame for event in events)
+
+
+def test_a_chunk_that_says_nothing_is_an_extra() -> None:
+    """An empty delta is no progress, but a client of the same wire gets it."""
+    events = OpenAIDecoder(CALL).feed(sse(ROLE, text("")))
+    assert bare(events) == [START, ProviderExtra()]
+
+
+def test_two_choices_are_told_apart() -> None:
+    """With ``n`` every event says which choice it belongs to."""
+    documents = [
+        ROLE, chunk({"role": "assistant"}, index=1), text("a", 1), text("b"), chunk(finish="stop", index=1), STOP,
+    ]  # fmt: skip
+    transcript = Transcript()
+    transcript.add(decode(*documents))
+    assert {index: choice.text for index, choice in transcript.choices.items()} == {0: "b", 1: "a"}
+
+
+def test_refusal_is_told_as_one() -> None:
+    """The words of a refusal are not the answer."""
+    assert RefusalDelta("no") in decode(ROLE, chunk({"refusal": "no"}), STOP)
+
+
+def test_reasoning_is_not_part_of_the_answer() -> None:
+    """A chunk with both is reasoning first."""
+    events = decode(ROLE, chunk({"reasoning_content": "hm", "content": "a"}), STOP)
+    assert events[1:3] == [ReasoningDelta("hm"), TextDelta("a")]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
+def test_where_the_network_splits_a_stream_does_not_matter(size: int) -> None:
+    """Any split gives the same events."""
+    stream = sse(ROLE, text("né"), tools(piece(0, "{}", "a", "f")), chunk(finish="tool_calls")) + DONE
+    whole = OpenAIDecoder(CALL)
+    decoder = OpenAIDecoder(CALL)
+    events = [event for at in range(0, len(stream), size) for event in decoder.feed(stream[at : at + size])]
+    assert [*events, *decoder.finish()] == [*whole.feed(stream), *whole.finish()]
+
+
+# --- mending
+
+
+def test_a_changing_identity_becomes_that_of_the_first_chunk() -> None:
+    """Clients key on ``id``; everything else of the chunk stays."""
+    odd = {**text("a"), "id": "c2", "created": 6, "model": "m-2", "x_extra": [1]}
+    assert mended(ROLE, odd) == {**text("a"), "x_extra": [1]}
+
+
+def test_a_missing_identity_is_made_from_the_call() -> None:
+    """All chunks get the same one."""
+    nameless = [{"choices": item["choices"]} for item in (ROLE, text("a"))]
+    identity = {"id": "chatcmpl-t", "created": 7, "model": "gpt"}
+    assert [msgspec.json.decode(frame) for frame in frames(*nameless)] == [{**item, **identity} for item in nameless]
+    assert decode(*nameless, STOP)[0] == StreamStarted("chatcmpl-t", "gpt", 7, target="openai/gpt")
+
+
+@pytest.mark.parametrize("identity", [{}, {"id": "", "created": 0, "model": ""}, {"id": None, "created": None}])
+def test_text_in_a_first_chunk_without_an_identity_is_not_lost(identity: dict[str, Any]) -> None:
+    """An empty identity is none, not one that is already known."""
+    documents = [{**identity, "choices": item["choices"]} for item in (text("a"), text("b"), STOP)]
+    assert [event.text for event in decode(*documents) if isinstance(event, TextDelta)] == ["a", "b"]
+
+
+def test_a_creation_time_with_a_fraction_becomes_whole() -> None:
+    """OpenAI's is an integer, in every chunk the same."""
+    odd = [{**item, "created": 5.5} for item in (ROLE, text("a"))]
+    assert [msgspec.json.decode(frame)["created"] for frame in frames(*odd)] == [5, 5]
+
+
+def test_a_missing_role_is_added_to_the_first_chunk_only() -> None:
+    """OpenAI's SDK for Node fails without it."""
+    first, second = (msgspec.json.decode(frame) for frame in frames(text("a"), text("b")))
+    assert first["choices"][0]["delta"] == {"content": "a", "role": "assistant"}
+    assert second == text("b")
+
+
+def test_a_missing_role_is_added_to_the_first_chunk_of_every_choice() -> None:
+    """Also when another choice has had one, or no chunk before had a choice."""
+    assert mended(ROLE, text("a", 1))["choices"][0]["delta"] == {"content": "a", "role": "assistant"}
+    assert mended({**IDENTITY, "choices": []}, text("a"))["choices"][0]["delta"]["role"] == "assistant"
+
+
+def test_missing_indices_are_the_choices_places() -> None:
+    """In the frame and in the events."""
+    odd = {**IDENTITY, "choices": [{"delta": {"role": "assistant", "content": word}} for word in "ab"]}
+    assert [choice["index"] for choice in mended(odd)["choices"]] == [0, 1]
+    assert bare(OpenAIDecoder(CALL).feed(sse(odd)))[1:] == [TextDelta("a", 0), TextDelta("b", 1)]
+
+
+def test_a_document_without_choices_gets_an_empty_list() -> None:
+    """Clients iterate over it."""
+    assert mended(ROLE, {**IDENTITY, "x_ping": 1}) == {**IDENTITY, "x_ping": 1, "choices": []}
+
+
+def test_reasoning_under_another_name_is_added_under_the_common_one() -> None:
+    """The name that the host uses stays as well."""
+    assert mended(ROLE, chunk({"reasoning": "hm", "x": 1})) == chunk(
+        {"reasoning": "hm", "x": 1, "reasoning_content": "hm"}
+    )
+    assert ReasoningDelta("hm") in decode(ROLE, chunk({"reasoning": "hm"}), STOP)
+
+
+def test_reasoning_under_both_names_is_told_once_and_left_alone() -> None:
+    """Together and OpenRouter send both."""
+    both = chunk({"reasoning": "hm", "reasoning_content": "hm"})
+    assert frames(ROLE, both)[-1] == msgspec.json.encode(both)
+    assert decode(ROLE, both, STOP).count(ReasoningDelta("hm")) == 1
+
+
+def test_a_list_of_contents_becomes_text_and_reasoning() -> None:
+    """Mistral's thinking models send one."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
+    assert mended(ROLE, chunk({"content": parts})) == chunk({"content": "a", "reasoning_content": "hm"})
+    assert decode(ROLE, chunk({"content": parts}), STOP)[1:3] == [ReasoningDelta("hm"), TextDelta("a")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([], ("", "")),
+        (["a", "b"], ("ab", "")),
+        ([{"type": "thinking", "thinking": "hm"}], ("", "hm")),
+        ([{"type": "thinking"}], ("", "")),
+        ([{"type": "text"}, {"type": "text", "text": 1}, {"type": "reference", "reference_ids": [1]}, 7], ("", "")),
+    ],
+)
+def test_odd_contents_are_left_out(parts: list[Any], expected: tuple[str, str]) -> None:
+    """Only text and thinking are words."""
+    assert split_content(parts) == expected
+
+
+def test_arguments_as_an_object_become_text() -> None:
+    """What a client concatenates has to be a string."""
+    odd = tools(piece(0, {"a": [1, "é"]}, "x", "f"))
+    assert mended(ROLE, odd) == tools(piece(0, '{"a":[1,"é"]}', "x", "f"))
+    assert decode(ROLE, odd, STOP)[1:3] == [ToolCallStarted(0, "x", "f"), ToolCallDelta(0, '{"a":[1,"é"]}')]
+
+
+@pytest.mark.parametrize(
+    ("native", "reason"),
+    [
+        ("eos", "stop"),
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_length", "length"),
+        ("tool_use", "tool_calls"),
+        ("something_new", "stop"),
+    ],
+)
+def test_a_foreign_finish_reason_is_translated(native: str, reason: str) -> None:
+    """The event has both, the frame the one that a client of OpenAI's knows."""
+    odd = {**chunk(finish=native), "usage": None, "x_extra": 1}
+    assert mended(ROLE, odd) == {**chunk(finish=reason), "usage": None, "x_extra": 1}
+    assert decode(ROLE, odd)[1] == ChoiceFinished(reason, native)  # type: ignore[arg-type]  # of the table above
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "function_call"])
+def test_a_reason_of_openais_is_left_alone(reason: str) -> None:
+    """Nothing is to be mended."""
+    assert frames(ROLE, chunk(finish=reason))[-1] == msgspec.json.encode(chunk(finish=reason))
+
+
+def test_data_of_several_lines_becomes_one() -> None:
+    """A frame is written through as one line, or it would fall apart."""
+    lines = sse(ROLE) + b'data: {"id":"c1","created":5,"model":"m",\r\ndata: "choices":[{"index":0,\n'
+    lines += b'data: "delta":{"content":"a"}}]}\n\n'
+    [_, event] = OpenAIDecoder(CALL).feed(lines)
+    assert event.frame is not None
+    assert b"\n" not in event.frame.data
+    assert bare([event]) == [TextDelta("a")]
+
+
+def test_azures_word_on_the_prompt_gets_the_identity_of_what_follows() -> None:
+    """It comes first and has none of its own."""
+    prompt = {"id": "", "created": 0, "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
+    events = OpenAIDecoder(CALL).feed(sse(prompt, ROLE, text("a")))
+    assert bare(events) == [ProviderExtra(), START, TextDelta("a")]
+    assert events[0].frame is not None
+    assert msgspec.json.decode(events[0].frame.data) == {**prompt, "id": "c1", "created": 5, "model": "m"}
+
+
+# --- tool calls
+
+
+def calls_of(*documents: Any, choice: int = 0) -> list[tuple[str, str, str]]:
+    """Return id, name and arguments of the calls that documents amount to."""
+    transcript = Transcript()
+    transcript.add(decode(*documents))
+    found = sorted(transcript.choice(choice).tool_calls.items())
+    assert [index for index, _ in found] == list(range(len(found)))
+    return [(tool.id, tool.name, tool.arguments) for _, tool in found]
+
+
+END = chunk(finish="tool_calls")
+
+
+def test_parallel_calls_are_told_apart_by_their_index() -> None:
+    """Pieces of them may be mixed."""
+    documents = [
+        tools(piece(0, "", "a", "f")), tools(piece(0, '{"x":')), tools(piece(1, "", "b", "g")),
+        tools(piece(1, "{}"), piece(0, "1}")),
+    ]  # fmt: skip
+    assert calls_of(ROLE, *documents, END) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
+    assert frames(ROLE, *documents)[1:] == [msgspec.json.encode(item) for item in documents]
+
+
+def test_calls_that_all_have_index_0_are_told_apart_by_their_id() -> None:
+    """Google's compatible endpoint numbers them so; the frame is told the right number."""
+    documents = [tools(piece(0, "{}", "a", "f")), tools(piece(0, "[", "b", "g")), tools(piece(0, "]"))]
+    assert calls_of(ROLE, *documents, END) == [("a", "f", "{}"), ("b", "g", "[]")]
+    assert mended(ROLE, *documents[:2]) == tools(piece(1, "[", "b", "g"))
+    assert mended(ROLE, *documents) == tools(piece(1, "]"))
+
+
+def test_calls_without_an_index_are_numbered() -> None:
+    """Mistral has sent whole calls so, in one delta or in several."""
+    together = [tools(piece(None, "{}", "a", "f"), piece(None, "[]", "b", "g"))]
+    apart = [tools(piece(None, "{}", "a", "f")), tools(piece(None, "[]", "b", "g"))]
+    for documents in (together, apart):
+        assert calls_of(ROLE, *documents, END) == [("a", "f", "{}"), ("b", "g", "[]")]
+    assert mended(ROLE, *together) == tools(piece(0, "{}", "a", "f"), piece(1, "[]", "b", "g"))
+
+
+def test_calls_with_neither_index_nor_id_are_numbered_and_named() -> None:
+    """The id that is made is not that of any other turn."""
+    documents = [tools(piece(None, "{}", None, "f"), piece(None, "[]", None, "g"))]
+    assert calls_of(ROLE, *documents, END) == [("call_t_0_0", "f", "{}"), ("call_t_0_1", "g", "[]")]
+    sent = mended(ROLE, *documents)["choices"][0]["delta"]["tool_calls"]
+    assert [(call["index"], call["id"], call["type"]) for call in sent] == [
+        (0, "call_t_0_0", "function"),
+        (1, "call_t_0_1", "function"),
+    ]
+
+
+def test_calls_of_a_later_choice_are_mended_too() -> None:
+    """A chunk has one choice, whatever its number."""
+    documents = [tools(piece(None, "{}", "a", "f"), index=1), chunk(finish="tool_calls", index=1)]
+    assert calls_of(*documents, choice=1) == [("a", "f", "{}")]
+    assert mended(ROLE, documents[0])["choices"][0]["delta"]["tool_calls"][0]["index"] == 0
+
+
+def test_an_id_and_a_name_said_again_begin_no_new_call() -> None:
+    """Some hosts repeat both on every piece."""
+    documents = [tools(piece(0, "{", "a", "f")), tools(piece(0, "}", "a", "f"))]
+    assert calls_of(ROLE, *documents, END) == [("a", "f", "{}")]
+
+
+def test_a_custom_call_is_told_as_one() -> None:
+    """Its input is free text."""
+    begin = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "sql", "input": ""}}
+    events = decode(ROLE, tools(begin), tools({"index": 0, "custom": {"input": "SELECT"}}), END)
+    assert events[1:3] == [ToolCallStarted(0, "a", "sql", "custom"), ToolCallDelta(0, "SELECT")]
+
+
+def test_a_custom_call_without_an_id_stays_a_custom_call() -> None:
+    """What is added fits what is there."""
+    sent = mended(ROLE, tools({"index": 0, "custom": {"name": "sql", "input": "x"}}))
+    assert sent["choices"][0]["delta"]["tool_calls"][0]["type"] == "custom"
+
+
+def test_a_legacy_function_call_is_told_as_one() -> None:
+    """It has no id and no index, and its frame stays."""
+    documents = [
+        ROLE, chunk({"function_call": {"name": "f", "arguments": ""}}), chunk({"function_call": {"arguments": "{}"}}),
+        chunk(finish="function_call"),
+    ]  # fmt: skip
+    assert decode(*documents)[1:4] == [
+        ToolCallStarted(0, "", "f", "legacy"),
+        ToolCallDelta(0, "{}"),
+        ChoiceFinished("function_call", "function_call"),
+    ]
+    assert frames(*documents) == [msgspec.json.encode(item) for item in documents]
+
+
+# --- usage
+
+
+@pytest.mark.parametrize(
+    ("said", "usage"),
+    [
+        ({"prompt_tokens": 9, "completion_tokens": 2}, Usage(9, 2)),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 8,
+                "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
+                "completion_tokens_details": {"reasoning_tokens": 5},
+            },
+            Usage(9, 8, 4, 3, 5),
+        ),
+        ({"prompt_tokens": 9, "completion_tokens": 2, "prompt_cache_hit_tokens": 6}, Usage(9, 2, 6)),
+        ({"prompt_tokens": 9, "completion_tokens": 7, "reasoning_tokens": 5}, Usage(9, 7, 0, 0, 5)),
+        (
+            {
+                "prompt_tokens": 9,
+                "completion_tokens": 2,
+                "total_tokens": 16,
+                "completion_tokens_details": {"reasoning_tokens": 5},
+            },
+            Usage(9, 7, 0, 0, 5),
+        ),
+        ({"prompt_tokens": None, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(0, 2)),
+    ],
+)
+def test_usage_is_read_in_the_cores_terms(said: dict[str, Any], usage: Usage) -> None:
+    """Input with what came from a cache, output with the reasoning."""
+    assert decode(ROLE, STOP, {**IDENTITY, "choices": [], "usage": said})[-1] == UsageReported(usage)
+
+
+def test_usage_on_any_chunk_counts_and_the_last_one_is_final() -> None:
+    """Some report on the chunk that finishes, some on every one."""
+    used = [{"prompt_tokens": 3, "completion_tokens": count} for count in (1, 2)]
+    events = decode(ROLE, {**text("a"), "usage": used[0]}, {**STOP, "usage": used[1]})
+    assert events == [
+        START,
+        TextDelta("a"),
+        UsageReported(Usage(3, 1)),
+        ChoiceFinished("stop", "stop"),
+        UsageReported(Usage(3, 2)),
+    ]
+
+
+def test_groqs_own_usage_is_read() -> None:
+    """It comes unasked, beside the choices."""
+    groq = {**STOP, "x_groq": {"id": "req_1", "usage": {"prompt_tokens": 3, "completion_tokens": 1}}}
+    assert decode({**ROLE, "x_groq": {"id": "req_1"}}, groq)[-1] == UsageReported(Usage(3, 1))
+
+
+@pytest.mark.parametrize("usage", [None, {}, False, "", 7, [], "much", {"prompt_tokens": "many"}])
+def test_no_usage_or_an_odd_one_is_estimated(usage: Any) -> None:
+    """It costs nobody the answer."""
+    assert decode(ROLE, text("four"), {**STOP, "usage": usage})[-1] == ESTIMATE
+
+
+# --- the end
+
+
+def ends(stream: bytes, *, call: Call = CALL, done_is_end: bool = False) -> bool:
+    """Return whether a stream counts as whole."""
+    decoder = OpenAIDecoder(call, done_is_end=done_is_end)
+    decoder.feed(stream)
+    try:
+        decoder.finish()
+    except StreamInterrupted as error:
+        return error.code != "stream_truncated"
+    return True
+
+
+TWO = Call(request_id="t", stream=True, choice_count=2)
+
+
+@pytest.mark.parametrize(
+    ("stream", "call", "is_whole"),
+    [
+        (sse(ROLE, text("a"), STOP) + DONE, CALL, True),
+        (sse(ROLE, text("a"), STOP), CALL, True),
+        (sse(ROLE, text("a")) + DONE, CALL, False),
+        (sse(ROLE, text("a")), CALL, False),
+        (sse(ROLE) + DONE, CALL, False),
+        (DONE, CALL, False),
+        (b"", CALL, False),
+        (b": only a comment\n\n", CALL, False),
+        (sse(ROLE, STOP).removesuffix(b"\n\n"), CALL, True),
+        (sse(ROLE, STOP)[:-6], CALL, False),
+        (sse(ROLE, STOP), TWO, False),
+        (sse(ROLE, text("a", 1), STOP) + DONE, TWO, False),
+        (sse(ROLE, text("a", 1), STOP, chunk(finish="stop", index=1)), TWO, True),
+        (sse(ROLE, STOP) + DONE, TWO, True),
+    ],
+)
+def test_a_stream_is_whole_when_all_its_choices_are_finished(stream: bytes, call: Call, is_whole: bool) -> None:  # noqa: FBT001
+    """``[DONE]`` alone proves nothing, and its absence neither; it only says that no further choice will come."""
+    assert ends(stream, call=call) is is_whole
+
+
+def test_a_host_that_sends_no_finish_reason_ends_with_done() -> None:
+    """And with nothing less, nor with nothing but it."""
+    assert ends(sse(ROLE, text("a")) + DONE, done_is_end=True)
+    assert not ends(sse(ROLE, text("a")), done_is_end=True)
+    assert not ends(DONE, done_is_end=True)
+
+
+def test_nothing_more_needs_to_be_read_after_done() -> None:
+    """What comes behind it in the same read is no part of the answer, not even an error."""
+    decoder = OpenAIDecoder(CALL)
+    stream = sse(ROLE, STOP)
+    decoder.feed(stream)
+    before = decoder.is_complete
+    behind = sse({"error": {"message": "late"}}, text("late"), b"not JSON")
+    assert decoder.feed(DONE + behind) == []
+    assert bare(decoder.finish()) == [UsageReported(Usage(4, 0, is_estimated=True))]
+    assert (before, decoder.is_complete) == (False, True)
+
+
+def test_text_and_a_second_finish_after_the_finish_are_dropped() -> None:
+    """Nothing could be done with them that a client expects."""
+    events = decode(ROLE, text("a"), STOP, text("b"), chunk(finish="length"), tools(piece(0, "{}", "a", "f")))
+    assert [event for event in events if not isinstance(event, ProviderExtra)] == [
+        START,
+        TextDelta("a"),
+        ChoiceFinished("stop", "stop"),
+        ESTIMATE,
+    ]
+
+
+# --- errors inside a 200
+
+
+FAILURES: list[tuple[Any, type[UpstreamError], str]] = [
+    ({"error": {"message": "Busy", "type": "server_error", "code": None}}, UpstreamFailed, "upstream_failed"),
+    ({"error": {"message": "Busy", "code": 503}}, UpstreamBusy, "503"),
+    ({"error": {"message": "Busy", "code": "429"}}, UpstreamBusy, "429"),
+    ({"error": {"message": "Busy", "status_code": 429, "code": "slow_down"}}, UpstreamBusy, "slow_down"),
+    ({"error": {"message": "Busy", "type": "invalid_request_error"}}, UpstreamRefused, "invalid_request_error"),
+    ({"error": "Busy"}, UpstreamFailed, "upstream_failed"),
+    ({**IDENTITY, "choices": [], "x_groq": {"error": "Busy"}}, UpstreamFailed, "upstream_failed"),
+    (
+        {**chunk({"content": ""}, "error"), "error": {"message": "Busy", "code": 502, "metadata": {}}},
+        UpstreamFailed,
+        "502",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "kind", "code"), FAILURES)
+def test_an_error_instead_of_an_answer_is_that_of_the_attempt(
+    document: Any, kind: type[UpstreamError], code: str
+) -> None:
+    """Nothing had begun: it is what the same error would have been as an HTTP status."""
+    events, error = broken(sse(document) + DONE)
+    assert events == []
+    assert (type(error), error.code, error.message) == (kind, code, "Busy")
+
+
+@pytest.mark.parametrize(("document", "kind", "code"), FAILURES)
+def test_an_error_in_an_answer_is_an_interruption(document: Any, kind: type[UpstreamError], code: str) -> None:
+    """What came before it in the same read is delivered first."""
+    events, error = broken(sse(ROLE, text("a"), document, text("b"), STOP) + DONE)
+    assert events == [START, TextDelta("a")]
+    assert (type(error), error.code, error.message) == (StreamInterrupted, code, "Busy")
+    assert error.retryable is kind.retryable
+
+
+@pytest.mark.parametrize(("reason", "code"), [("error", 500), ("insufficient_system_resource", 503)])
+def test_a_finish_reason_that_means_failure_is_one(reason: str, code: int) -> None:
+    """It is not passed on as the end of an answer."""
+    events, error = broken(sse(ROLE, text("a"), chunk(finish=reason)) + DONE)
+    assert events == [START, TextDelta("a")]
+    assert (type(error), error.upstream_status, error.retryable) == (StreamInterrupted, code, True)
+
+
+def test_an_error_shows_neither_key_nor_line_breaks() -> None:
+    """A provider's words are somebody else's text."""
+    _, error = broken(sse({"error": {"message": "bad key\ntopsecret"}}))
+    assert error.message == "bad key [redacted]"
+
+
+@pytest.mark.parametrize("nothing", [None, {}, "", False])
+def test_an_empty_error_is_none(nothing: Any) -> None:
+    """Some hosts send the key with every chunk."""
+    assert TextDelta("a") in decode(ROLE, {**text("a"), "error": nothing}, STOP)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{",
+        b"nonsense",
+        b'"text"',
+        b"[1]",
+        b'{"choices": 7}',
+        b'{"choices": [null]}',
+        b'{"choices": [{"index": "0"}]}',
+        b'{"error": {"message": "\xff"}}',
+        b'{"id": "c1", "x": "\xff", "choices": [{"delta": {"content": "a"}}]}',
+        b'{"x": ' + b"[" * 100_000,
+        b'{"usage": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    ],
+)
+def test_bytes_that_are_no_chunk_break_the_stream(data: bytes) -> None:
+    """The error quotes nothing of them."""
+    events, error = broken(sse(ROLE, text("a"), data))
+    assert events == [START, TextDelta("a")]
+    assert (type(error), error.code) == (StreamInterrupted, "malformed_stream")
+    assert error.message == "the provider sent a chunk that is not a chat completion chunk"
+
+
+# --- whole answers
+
+
+def answer(message: dict[str, Any], finish: str | None = "stop", **fields: Any) -> dict[str, Any]:
+    """Return a whole answer."""
+    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
+    return {**IDENTITY, "object": "chat.completion", "choices": [choice], **fields}
+
+
+def read(document: Any) -> list[Event]:
+    """Return the events of a whole answer, without their frames."""
+    return bare(read_answer(CALL, msgspec.json.encode(document)))
+
+
+def test_a_whole_answer_keeps_its_bytes() -> None:
+    """All its events share one frame, which is the body itself."""
+    body = msgspec.json.encode(
+        answer({"content": "a", "refusal": None}, usage={"prompt_tokens": 3, "completion_tokens": 1}, x_extra={})
+    )
+    events = read_answer(CALL, body)
+    assert bare(events) == [START, TextDelta("a"), ChoiceFinished("stop", "stop"), UsageReported(Usage(3, 1))]
+    frame = events[0].frame
+    assert frame is not None
+    assert frame.data is body
+    assert (frame.wire, frame.event_count) == (OPENAI_ANSWER, 4)
+
+
+def test_calls_of_a_whole_answer_are_numbered_and_left_alone() -> None:
+    """They have no index, and need none."""
+    custom = {"id": "b", "type": "custom", "custom": {"name": "g", "input": "x"}}
+    document = answer({"content": None, "tool_calls": [piece(None, "{}", "a", "f"), custom]}, "tool_calls")
+    assert read(document)[1:-1] == [
+        ToolCallStarted(0, "a", "f"),
+        ToolCallDelta(0, "{}"),
+        ToolCallStarted(1, "b", "g", "custom"),
+        ToolCallDelta(1, "x"),
+    ]
+    assert read_answer(CALL, body := msgspec.json.encode(document))[0].frame == Frame(body, OPENAI_ANSWER, 6)
+    legacy = answer({"content": None, "function_call": {"name": "f", "arguments": "{}"}}, "function_call")
+    assert read(legacy)[1:3] == [ToolCallStarted(0, "", "f", "legacy"), ToolCallDelta(0, "{}")]
+
+
+def test_a_whole_answer_is_mended_where_it_must_be() -> None:
+    """As a chunk is."""
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
+    odd = {"choices": [{"message": {"content": parts, "x": 1}, "finish_reason": "eos"}]}
+    [event, *_] = read_answer(CALL, msgspec.json.encode(odd))
+    assert event.frame is not None
+    assert msgspec.json.decode(event.frame.data) == {
+        "id": "chatcmpl-t",
+        "created": 7,
+        "model": "gpt",
+        "choices": [
+            {"index": 0, "message": {"content": "a", "x": 1, "reasoning_content": "hm"}, "finish_reason": "stop"}
+        ],
+    }
+
+
+def test_choices_of_a_whole_answer_are_told_apart() -> None:
+    """With or without a number."""
+    document = answer({"content": "a"})
+    document["choices"] = [{"message": {"content": word}, "finish_reason": "stop"} for word in "ab"]
+    assert TextDelta("b", 1) in read(document)
+
+
+@pytest.mark.parametrize(("document", "kind", "code"), [case for case in FAILURES if "x_groq" not in case[0]])
+def test_an_error_in_a_whole_answer_is_raised(document: Any, kind: type[UpstreamError], code: str) -> None:
+    """A status of 200 does not make it an answer."""
+    with pytest.raises(kind) as raised:
+        read(document)
+    assert raised.value.code == code
+
+
+def test_a_whole_answer_that_failed_is_raised() -> None:
+    """By its finish reason."""
+    with pytest.raises(UpstreamFailed):
+        read(answer({"content": "a"}, "error"))
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": null}', b"[" * 99_999]
+)
+def test_a_body_that_is_no_answer_is_malformed(body: bytes) -> None:
+    """Whatever it is instead."""
+    with pytest.raises(StreamInterrupted) as raised:
+        read_answer(CALL, body)
+    assert raised.value.code == "malformed_stream"
+
+
+# --- whatever comes
+
+WORDS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
+KEYS = st.sampled_from(
+    ["id", "choices", "index", "delta", "message", "content", "usage", "error", "type", "text", "thinking"]
+)
+TREES = st.recursive(
+    WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=20
+)
+CALLS = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "index": st.none() | st.integers(-1, 2),
+            "id": st.none() | st.sampled_from(["", "a", "b"]),
+            "function": st.none()
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "name": st.none() | st.sampled_from(["", "f", "g"]),
+                    "arguments": st.none()
+                    | st.text(max_size=3)
+                    | st.dictionaries(st.text(max_size=2), WORDS, max_size=2),
+                },
+            ),
+            "custom": st.none() | st.fixed_dictionaries({"name": st.text(max_size=2), "input": st.text(max_size=2)}),
+        },
+    ),
+    max_size=3,
+)
+DELTAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.none() | st.just("assistant"),
+        "content": st.none() | st.text(max_size=4) | st.lists(TREES, max_size=2),
+        "reasoning": TREES,
+        "reasoning_content": st.none() | st.text(max_size=3),
+        "tool_calls": st.none() | CALLS,
+        "function_call": st.none()
+        | st.fixed_dictionaries({"name": st.text(max_size=2), "arguments": st.text(max_size=2)}),
+    },
+)
+CHOICES = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": st.none() | st.integers(0, 2),
+        "delta": st.none() | DELTAS,
+        "message": st.none() | DELTAS,
+        "finish_reason": st.sampled_from([None, None, None, "stop", "eos", "error", ""]),
+    },
+)
+CHUNKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from([None, "", "c1", "c2"]),
+        "created": st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+        "model": st.sampled_from([None, "", "m"]),
+        "choices": st.none() | st.lists(CHOICES, max_size=2),
+        "usage": TREES,
+        "error": st.sampled_from([None, None, {}, "Busy"]),
+        "x_groq": st.none() | st.fixed_dictionaries({"usage": TREES}),
+        "x_extra": TREES,
+    },
+)
+
+
+def check(decoder: OpenAIDecoder, pieces: list[bytes]) -> list[Event]:
+    """Feed pieces, expect errors of the tree at most, and return the events, which are legal."""
+    events: list[Event] = []
+    try:
+        for data in pieces:
+            events += decoder.feed(data)
+        events += decoder.finish()
+    except UpstreamError:
+        pass
+    assert Lifecycle().admit(events) == events
+    return events
+
+
+def pieces_of(stream: bytes, cuts: list[int]) -> list[bytes]:
+    """Return a stream, cut at places."""
+    places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
+    return [stream[start:end] for start, end in pairwise(places)]
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 1000), max_size=5), st.booleans())
+def test_arbitrary_bytes_only_raise_errors_of_the_tree(data: bytes, cuts: list[int], is_framed: bool) -> None:  # noqa: FBT001
+    """However they are split, and whether or not they look like events."""
+    stream = sse(ROLE, text("a")) + (b"data: %b\n\n" % data if is_framed else data)
+    check(OpenAIDecoder(CALL), pieces_of(stream, cuts))
+    check(OpenAIDecoder(CALL), pieces_of(data, cuts))
+    with suppress(UpstreamError):
+        read_answer(CALL, data)
+
+
+@given(st.lists(CHUNKS | TREES, max_size=6), st.lists(st.integers(0, 5000), max_size=5))
+def test_arbitrary_chunks_give_legal_events_and_frames_of_one_identity(documents: list[Any], cuts: list[int]) -> None:
+    """Whatever a host leaves out or adds, its chunks are of one answer, each with its choices."""
+    events = check(OpenAIDecoder(CALL), pieces_of(sse(*documents), cuts))
+    sent = [msgspec.json.decode(event.frame.data) for event in events if event.frame is not None]
+    assert len({(item["id"], item["created"], item["model"]) for item in sent}) <= 1
+    for document in sent:
+        assert isinstance(document["choices"], list)
+        assert all(isinstance(choice["index"], int) for choice in document["choices"])
+
+
+@given(CHUNKS | TREES)
+def test_arbitrary_answers_only_raise_errors_of_the_tree(document: Any) -> None:
+    """Or are one, in legal order."""
+    try:
+        events = read_answer(CALL, msgspec.json.encode(document))
+    except UpstreamError:
+        return
+    assert Lifecycle().admit(events) == events

@@ -1,0 +1,20 @@
+// Runs every scenario of a client at once and prints what each heard, as one JSON object.
+// The job comes as the first argument: {baseURL, prompt, toolPrompt, schemas, results, faults}.
+export async function run(scenariosOf) {
+  const scenarios = scenariosOf(JSON.parse(process.argv[2]));
+  const heard = await Promise.all(
+    Object.entries(scenarios).map(async ([name, scenario]) => [name, await scenario()]),
+  );
+  process.stdout.write(JSON.stringify(Object.fromEntries(heard)));
+}
+
+// Runs `listen` with a record to fill in; an error is noted beside what came before it.
+export async function hear(listen) {
+  const heard = { text: "", reasoning: "", calls: [], finish: null, usage: null, error: null };
+  try {
+    await listen(heard);
+  } catch (error) {
+    heard.error = `${error.constructor.name}: ${error.message}`;
+  }
+  return heard;
+}
