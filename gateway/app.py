@@ -6,6 +6,7 @@ Middlewares are loaded by the import path that the configuration names; nothing 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -57,14 +58,14 @@ class Gateway:
     async def start(self) -> None:
         """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
         server = self.config.server
-        session = make_session()
-        self._closers.append(session.close)
-        providers = make_providers(self.config, simulator_url=await self._start_simulator())
-        self.port = await self._serve_public(Upstream(providers, session))
         admin = web.Application()
         admin.router.add_get("/healthz", self._healthz)
         admin.router.add_get("/readyz", self._readyz)
         self.admin_port = await self._listen(admin, server.admin_host, server.admin_port)
+        session = make_session()
+        self._closers.append(session.close)
+        providers = make_providers(self.config, simulator_url=await self._start_simulator())
+        self.port = await self._serve_public(Upstream(providers, session))
         self._is_ready = True
 
     async def stop(self) -> None:
@@ -106,14 +107,17 @@ class Gateway:
         timeout_s = self.config.server.drain_timeout_s if guard else 1.0
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=timeout_s)
         await runner.setup()
-        make = cast("Callable[[], web.RequestHandler]", runner.server)
+        server = cast("web.Server", runner.server)
         try:
             listening = await asyncio.get_running_loop().create_server(
-                guard.over(make) if guard else make, host, port, backlog=BACKLOG
+                guard.over(server) if guard else server, host, port, backlog=BACKLOG
             )
         except OSError as error:
             await runner.cleanup()
-            reason = (error.strerror or str(error)).lower()
+            if guard is not None:
+                guard.close()
+            number = error.errno or 0  # negative for a host without an address
+            reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
             raise ConfigError([f"{self.config.source}: cannot listen on {host}:{port}: {reason}"]) from error
         self._closers.append(partial(_close, listening, runner, guard))
         return int(listening.sockets[0].getsockname()[1])

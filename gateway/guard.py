@@ -1,7 +1,9 @@
 """Stands between the sockets and the handlers: deadlines that aiohttp does not have, and who may call at all.
 
 aiohttp waits for a request's headers without any limit (half a header was still welcome after 45 s), and it signals a
-peer that has silently died after a quarter of an hour. Both are set here, for every connection.
+peer that has silently died after a quarter of an hour. Both are set here, for every connection. To bytes that are not
+HTTP it answers in plain text that quotes them, and logs them with a traceback; here they get an error body like
+everybody else, and the log holds nothing of them.
 
 The gate around the handlers gives each request its id, refuses foreign origins, and turns whatever a handler raises
 into OpenAI's error body: a path that does not exist too.
@@ -16,11 +18,17 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
-from gateway.core.errors import ClientError, Forbidden, GatewayError, UnknownModel
+from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout, UnknownModel
+from gateway.dialects import DIALECTS
 from gateway.server import REQUEST_ID, error_response
+
+log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -29,44 +37,56 @@ KEEP_ALIVE_S = 75.0
 PEER_TIMEOUT_MS = 30_000
 """How long written bytes may stay unacknowledged before the kernel gives the peer up."""
 
-_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TIMED_OUT_BODY = DIALECTS["openai_chat"].error_body(RequestTimeout("the request did not arrive in time"), "")
+_TIMED_OUT = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_TIMED_OUT_BODY), _TIMED_OUT_BODY)
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 
 
 class ConnectionGuard:
-    """Closes connections whose next request does not arrive in time.
+    """Closes connections whose next request does not arrive in time: ``header_timeout_s`` after its first byte.
 
-    A sweep a second looks at all of them; an open connection costs one dict entry.
+    A new connection has the same time to begin; one that has been served may rest for ``KEEP_ALIVE_S``. A sweep a
+    second looks at those that are waited for.
     """
 
     def __init__(self, *, header_timeout_s: float) -> None:
         self._header_timeout_s = header_timeout_s
         self._loop = asyncio.get_running_loop()
         self._due_at_s: dict[web.RequestHandler, float] = {}
+        self._resting: set[web.RequestHandler] = set()
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def over(self, make: Callable[[], web.RequestHandler]) -> Callable[[], web.RequestHandler]:
-        """Return ``make``, aiohttp's factory of connections, with a deadline on what it makes."""
+    def over(self, server: web.Server) -> Callable[[], web.RequestHandler]:
+        """Return a factory of connections to ``server``, each with a deadline."""
+        return partial(_Connection, server, self)
 
-        def make_guarded() -> web.RequestHandler:
-            handler = make()
-            self._due_at_s[handler] = self._loop.time() + self._header_timeout_s
-            return handler
+    def expect(self, connection: web.RequestHandler) -> None:
+        """A request is to arrive now."""
+        self._due_at_s[connection] = self._loop.time() + self._header_timeout_s
 
-        return make_guarded
+    def note_data(self, connection: web.RequestHandler) -> None:
+        """Bytes have come; behind an answered request they are the next one's first."""
+        if connection in self._resting:
+            self._resting.discard(connection)
+            self.expect(connection)
 
     def begin(self, request: web.Request) -> None:
         """The headers of a request are complete."""
         self._due_at_s.pop(request.protocol, None)
-        sock = request.transport.get_extra_info("socket") if request.transport else None
-        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-            with suppress(OSError, AttributeError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+        self._resting.discard(request.protocol)
 
     def end(self, request: web.Request) -> None:
         """A request is answered; the next one may take its time to begin, but not to arrive."""
         if request.transport is not None:
-            self._due_at_s[request.protocol] = self._loop.time() + KEEP_ALIVE_S + self._header_timeout_s
+            self._resting.add(request.protocol)
+
+    def forget(self, connection: web.RequestHandler) -> None:
+        """A connection is gone."""
+        self._due_at_s.pop(connection, None)
+        self._resting.discard(connection)
 
     def close(self) -> None:
         """Stop sweeping."""
@@ -79,6 +99,61 @@ class ConnectionGuard:
                 del self._due_at_s[protocol]
                 _time_out(protocol.transport)
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
+
+
+class _Connection(web.RequestHandler):
+    """aiohttp's connection, under a guard."""
+
+    __slots__ = ("_guard",)
+
+    def __init__(self, server: web.Server, guard: ConnectionGuard) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), keepalive_timeout=KEEP_ALIVE_S)
+        self._guard = guard
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._guard.expect(self)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError, AttributeError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+
+    def data_received(self, data: bytes) -> None:
+        self._guard.note_data(self)
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._guard.forget(self)
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002, it quotes what the client sent
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP, and what the gate did not expect of a handler."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun, no other can be sent")
+        request_id = _new_request_id()
+        if status < 500:
+            error: GatewayError = _not_http(exc)
+        else:
+            log.error("internal_error", request_id=request_id, exc_info=exc)
+            error = InternalError("the gateway failed; the details are in its log under the request id")
+        response = error_response(error, request_id)
+        response.headers.update({"server": "millrace", "x-request-id": request_id})
+        response.force_close()
+        return response
+
+
+def _not_http(error: BaseException | None) -> ClientError:
+    if isinstance(error, LineTooLong):
+        return ClientError("a line of the request's head is too long", code="request_head_too_large", status_code=431)
+    if isinstance(error, ContentEncodingError):
+        return ClientError("the content-encoding is not one of gzip, deflate", status_code=415)
+    return ClientError("this is not a valid HTTP/1.1 request", code="invalid_http")
 
 
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
@@ -175,4 +250,8 @@ def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
 def _request_id(request: web.Request) -> str:
     """Return the caller's own request id if it is a sane one, else a new one."""
     given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+    return given if _REQUEST_ID.fullmatch(given) else _new_request_id()
+
+
+def _new_request_id() -> str:
+    return f"req_{secrets.token_hex(12)}"

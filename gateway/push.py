@@ -81,14 +81,15 @@ class _Sink:
     def open(self, content: StreamReader) -> None:
         """Begin to pass on, with what has been buffered meanwhile."""
         self.stopped = self._loop.create_future()
+        # Reading makes aiohttp feed what its parser had held back: behind what is buffered, so it is not passed on yet.
+        while content.exception() is None and (buffered := content.read_nowait()):
+            self._pieces.append(buffered)
         self.is_open = True
+        self.has_ended = content.is_eof()
         if (error := content.exception()) is not None:
             self.fail(error)
-            return
-        buffered = content.read_nowait()
-        self.has_ended = content.is_eof()
-        if buffered:
-            self.add(buffered)
+        elif self._pieces:
+            self._schedule()
         elif self.has_ended:
             self._stop("ended")
 
@@ -101,6 +102,9 @@ class _Sink:
     def add(self, data: bytes) -> None:
         """Take a piece, to be passed on when the loop has read all there is of this turn."""
         self._pieces.append(data)
+        self._schedule()
+
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._pass_on)

@@ -190,7 +190,10 @@ class Server:
         headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_target_headers(stream.started)}
         response = web.StreamResponse(headers=headers)
         response.enable_chunked_encoding()
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionError as error:
+            raise ClientGone("the client has left") from error
         transport = request.transport
         if transport is None:
             raise ClientGone("the client has left")
@@ -201,7 +204,7 @@ class Server:
         try:
             await asyncio.shield(work)
         except GatewayError as error:
-            stream.fail(error)
+            await stream.fail(error)
         else:
             with suppress(ConnectionError):
                 await response.write_eof(stream.finish())

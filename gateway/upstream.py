@@ -35,7 +35,7 @@ from gateway.core.errors import (
 )
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted
 from gateway.pipeline import Send
-from gateway.providers.base import Decoder, Provider
+from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
 from gateway.push import relay
 from gateway.watch import Limits, Watch
@@ -85,7 +85,7 @@ class Upstream:
     async def __call__(self, call: Call, send: Send) -> None:
         """Relay the target's answer to ``send``; raises ``UpstreamError`` for every end that is not its own."""
         if call.target is None:
-            raise UnknownModel(f"the model {call.model!r} does not exist", param="model")
+            raise UnknownModel(f"the model {call.model[:200]!r} does not exist", param="model")
         upstream = self._providers[call.target.provider]
         limit = upstream.limits.max_concurrency
         if limit and upstream.in_flight_count >= limit:
@@ -105,6 +105,7 @@ class _Attempt:
 
     __slots__ = (
         "_call",
+        "_decoder",
         "_has_sent",
         "_headers",
         "_held",
@@ -123,6 +124,7 @@ class _Attempt:
         self._proxy = upstream.proxy
         self._limits = upstream.limits
         self._watch = Watch(upstream.limits, is_stream=call.stream, flow=call.flow)
+        self._decoder: Decoder | None = None
         self._held: list[Event] = []
         self._has_sent = False
         self._is_whole = False
@@ -138,7 +140,7 @@ class _Attempt:
                 else:
                     await self._relay_whole(response)
         except TimeoutError as error:
-            raise self._late() from error
+            self._end_late(error)
 
     @asynccontextmanager
     async def _answer(self, session: aiohttp.ClientSession) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -171,15 +173,26 @@ class _Attempt:
 
     async def _relay(self, response: aiohttp.ClientResponse) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
-        decoder = self._provider.decoder(self._call)
+        decoder = self._decoder = self._provider.decoder(self._call)
         with suppress(aiohttp.ClientError, OSError):
             await relay(
                 response.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_progress
             )
+        self._finish(decoder)
+
+    def _finish(self, decoder: Decoder) -> None:
         events = decoder.finish()
         self._is_whole = True
         if self._held or events:
             self._flush(events)
+
+    def _end_late(self, error: TimeoutError) -> None:
+        """A limit has run out; a provider that was slow to stop behind a whole answer has answered all the same."""
+        if self._decoder is not None:
+            with suppress(UpstreamError):
+                self._finish(self._decoder)
+                return
+        raise self._late() from error
 
     def _take(self, decoder: Decoder, data: bytes) -> bool:
         """Pass on what one read brought; returns whether the answer is complete."""
@@ -215,7 +228,7 @@ class _Attempt:
         body = await _read_at_most(response, MAX_ANSWER_BYTES + 1)
         if len(body) > MAX_ANSWER_BYTES:
             raise malformed(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        self._flush(self._provider.answer(self._call, body))
+        self._flush(with_usage(self._call, self._provider.answer(self._call, body)))
 
     def _late(self) -> UpstreamError:
         """Return the error for the limit that has run out."""
@@ -269,13 +282,15 @@ _DRAINING: set[asyncio.Future[None]] = set()
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
     """Wait for the last bytes behind a complete answer, so that the connection can serve another."""
-    with suppress(aiohttp.ClientError, OSError):
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            await _read_at_most(response, READ_AHEAD_BYTES)
-    if response.content.is_eof():
-        response.release()
-    else:
-        _abort(response)
+    try:
+        with suppress(aiohttp.ClientError, OSError):
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await _read_at_most(response, READ_AHEAD_BYTES)
+    finally:
+        if response.content.is_eof():
+            response.release()
+        else:
+            _abort(response)
 
 
 def _abort(response: aiohttp.ClientResponse) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from gateway.core.call import Flow, OpenFlow
+from gateway.core.call import Flow
 
 Limit = Literal["ttft", "stall", "total"]
 
@@ -49,7 +49,7 @@ class Watch:
         "expired",
     )
 
-    def __init__(self, limits: Limits, *, is_stream: bool, flow: Flow = OpenFlow()) -> None:
+    def __init__(self, limits: Limits, *, is_stream: bool, flow: Flow) -> None:
         self._limits = limits
         self._is_stream = is_stream
         self._flow = flow
@@ -80,11 +80,12 @@ class Watch:
         if self._progress_at_s is not None and self._flow.is_paused:
             self.note_progress()
         limit, due_at_s = self._next_due()
-        if self._loop.time() >= due_at_s:
+        now_s = self._loop.time()
+        if now_s >= due_at_s:
             self.expired = limit
-            self._scope.reschedule(self._loop.time())
-        else:
-            self._handle = self._loop.call_at(due_at_s, self._look)
+            self._scope.reschedule(now_s)
+        else:  # a token that comes before then is due sooner
+            self._handle = self._loop.call_at(min(due_at_s, now_s + self._limits.stall_timeout_s), self._look)
 
     def _next_due(self) -> tuple[Limit, float]:
         limits, began_at_s = self._limits, self._began_at_s

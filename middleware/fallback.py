@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from gateway.core.call import Call
-from gateway.core.errors import UnknownModel, UpstreamError
+from gateway.core.errors import UpstreamError
 from gateway.core.events import Event
 from gateway.pipeline import Next, Send
 
@@ -26,8 +26,8 @@ class Fallback:
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay the first target's answer that begins."""
         targets = call.route.targets
-        if not targets:
-            raise UnknownModel(f"the model {call.model[:200]!r} does not exist", param="model")
+        if not targets:  # an unknown model, or a request that was refused before: the end of the chain says which
+            return await call_next(call, send)
         has_sent = False
 
         def note(events: Sequence[Event]) -> None:

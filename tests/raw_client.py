@@ -139,7 +139,7 @@ def parse(seen: bytes) -> Answer:
 
 def dechunked(data: bytes) -> tuple[bytes, bool]:
     """Return a chunked body as far as it came, and whether its last chunk came too."""
-    pieces = []
+    pieces: list[bytes] = []
     while b"\r\n" in data:
         line, _, data = data.partition(b"\r\n")
         size = int(line, 16)

@@ -1,8 +1,8 @@
 """A small real server that plays a script of bytes: send, wait, stall, cut, refuse.
 
 A script is a list of steps: ``bytes`` are sent, a number waits so many seconds, ``"stall"`` waits until the other side
-has left, ``"fin"`` closes and ``"rst"`` resets the connection. A script that ends by itself leaves the connection open for
-the next request. What is sent is counted when the kernel has taken it.
+has left, ``"fin"`` closes and ``"rst"`` resets the connection. A script that ends by itself leaves the connection open
+for the next request. What is sent is counted when the kernel has taken it.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, cast
@@ -254,6 +254,27 @@ class Certificate:
     def client_context(self) -> ssl.SSLContext:
         """Return what a client needs that trusts this certificate."""
         return ssl.create_default_context(cafile=str(self.certificate))
+
+
+def config_over(
+    *upstreams: ScriptedUpstream, server: Mapping[str, Any] | None = None, **more: object
+) -> dict[str, Any]:
+    """Return a gateway's configuration over these providers, in which every attempt is made once."""
+    names = [f"up{number or ''}" for number in range(len(upstreams))]
+    return {
+        "server": dict(server or {}),
+        "providers": {
+            name: {"kind": "openai-compatible", "base_url": upstream.url, "api_key": "sk-canary-0123456789abcdef"}
+            for name, upstream in zip(names, upstreams, strict=True)
+        },
+        "models": {"chat": {"targets": [f"{name}/mill" for name in names]}},
+        "middleware": [
+            {"use": "middleware.observe.Observe"},
+            {"use": "middleware.auth.Auth"},
+            {"use": "middleware.fallback.Fallback"},
+        ],
+        **more,
+    }
 
 
 def words(count: int) -> list[str]:

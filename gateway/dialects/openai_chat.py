@@ -57,10 +57,11 @@ class OpenAIChat:
 
     def answer(self, call: Call, events: Sequence[Event]) -> bytes:
         """Render a whole answer: as the provider sent it, if it speaks this dialect and nothing was changed."""
-        frames = {id(event.frame): event.frame for event in events}
+        said = [event for event in events if not (type(event) is UsageReported and event.usage.is_estimated)]
+        frames = {id(event.frame): event.frame for event in said}
         if len(frames) == 1:
             frame = next(iter(frames.values()))
-            if frame is not None and frame.wire == OPENAI_ANSWER and frame.event_count == len(events):
+            if frame is not None and frame.wire == OPENAI_ANSWER and frame.event_count == len(said):
                 return frame.data
         return _encode(_answer(call, events))
 

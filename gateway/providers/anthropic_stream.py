@@ -168,7 +168,7 @@ class AnthropicDecoder(EventDecoder):
         self._secret = secret
         self._usage = _Usage()
         self._has_output_usage = False
-        self._has_finished = False
+        self._finish: ChoiceFinished | None = None
         self._call_count = 0
         self._open_call: _OpenCall | None = None
 
@@ -247,8 +247,7 @@ class AnthropicDecoder(EventDecoder):
             reason = _FINISH_REASONS.get(native, "stop")
             if reason != "length":
                 self._settle_call(found)
-            found.append(ChoiceFinished(reason, native))
-            self._has_finished = True
+            self._finish = ChoiceFinished(reason, native)
         if event.usage is not None:
             self._has_output_usage = True
             self._note_usage(event.usage, found)
@@ -256,9 +255,9 @@ class AnthropicDecoder(EventDecoder):
     def _stop(self, found: list[Event]) -> None:
         """The provider's word that the answer is whole; it stands for the reason, too, where that is missing."""
         self._has_ended = True
-        if not self._has_finished:
+        if self._finish is None:
             self._settle_call(found)
-            found.append(ChoiceFinished("tool_calls" if self._call_count else "stop"))
+        found.append(self._finish or ChoiceFinished("tool_calls" if self._call_count else "stop"))
 
     def _settle_call(self, found: list[Event]) -> None:
         """Append the arguments of a call of which no piece came."""

@@ -159,21 +159,35 @@ class EventDecoder:
                 return events
         admitted = self._lifecycle.admit(events)
         for event in admitted:
-            match event:
-                case TextDelta() | ReasoningDelta() | RefusalDelta():
-                    self._character_count += len(event.text)
-                case ToolCallDelta():
-                    self._character_count += len(event.arguments)
-                case UsageReported():
-                    self._has_usage = True
-                case _:
-                    pass
+            self._character_count += _length(event)
+            self._has_usage |= type(event) is UsageReported
         return admitted
 
     def _estimate(self) -> Usage:
         """Return the usage by lengths, for a provider that reported none."""
-        prompt_characters = sum(len(message.text) for message in self._call.messages)
-        return Usage(estimate_tokens(prompt_characters), estimate_tokens(self._character_count), is_estimated=True)
+        return _estimate(self._call, self._character_count)
+
+
+def with_usage(call: Call, events: list[Event]) -> list[Event]:
+    """Return the events of a whole answer, with an estimate of its usage where the provider reported none."""
+    if any(type(event) is UsageReported for event in events):
+        return events
+    return [*events, UsageReported(_estimate(call, sum(map(_length, events))))]
+
+
+def _length(event: Event) -> int:
+    match event:
+        case TextDelta() | ReasoningDelta() | RefusalDelta():
+            return len(event.text)
+        case ToolCallDelta():
+            return len(event.arguments)
+        case _:
+            return 0
+
+
+def _estimate(call: Call, character_count: int) -> Usage:
+    prompt_characters = sum(len(message.text) for message in call.messages)
+    return Usage(estimate_tokens(prompt_characters), estimate_tokens(character_count), is_estimated=True)
 
 
 def estimate_tokens(character_count: int) -> int:

@@ -165,11 +165,8 @@ def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
 
 
 def _word(value: object) -> str:
-    """Codes are words or numbers; anything longer is not a code."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return ""
-    text = str(value)
-    return text if re.fullmatch(r"[\w.\-]{1,64}", text) else ""
+    """A code is a word; a number is the status once more, and anything longer is no code."""
+    return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.\-]{0,63}", value) else ""
 
 
 MALFORMED = "malformed_stream"

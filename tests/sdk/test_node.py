@@ -29,7 +29,8 @@ from tests.sdk.truth import (
 )
 
 LONGEST_S: Final = 120
-WHY_NOT: Final = why_not()
+NODE: Final = find_node()
+WHY_NOT: Final = why_not(NODE)
 RIVER: Final = {"type": "object", "properties": {"name": {"type": "string"}, "length_km": {"type": "number"}}}
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
@@ -40,8 +41,7 @@ Heard = dict[str, dict[str, Any]]
 
 async def run_client(running: Running, script: str) -> Heard:
     """Run a client; returns what each of its scenarios heard."""
-    node = find_node()
-    assert node is not None
+    assert NODE is not None
     job = {
         "baseURL": f"{running.url}/v1",
         "prompt": PROMPT,
@@ -51,7 +51,7 @@ async def run_client(running: Running, script: str) -> Heard:
         "faults": list(FAULTS),
     }
     process = await asyncio.create_subprocess_exec(
-        node.path,
+        NODE.path,
         HERE / "clients" / script,
         json.dumps(job),
         stdout=asyncio.subprocess.PIPE,
@@ -83,9 +83,6 @@ async def test_openais_client_for_node_hears_the_provider_out(make_gateway: Make
     said, called, thought = _scenes(kind)
     ways = ("create", "helper", "whole")
 
-    assert _each(heard, "error") == {name: None for name in heard if name.partition("-")[2] not in FAULTS} | {
-        name: heard[name]["error"] for name in _broken(heard)
-    }
     for name, scene, finish in (
         ("text", said, "stop"),
         ("tools", called, "tool_calls"),
@@ -121,14 +118,12 @@ async def test_vercels_ai_sdk_hears_the_provider_out(make_gateway: MakeGateway, 
             ("stream-reasoning", thought, "stop"),
         ):
             got = heard[f"{provider}-{name}"]
-            assert got["error"] is None
             assert got["text"] == text_of(scene.answers[0])
             assert got["calls"] == _calls(scene)
             assert got["finish"] == finish
             usage = (scene.prompt_tokens, scene.output_tokens)
             assert (got["usage"]["inputTokens"], got["usage"]["outputTokens"]) == usage
         loop = heard[f"{provider}-stream-loop"]
-        assert loop["error"] is None
         assert loop["text"] == text_of(answer_after_tools())
         assert loop["calls"] == _calls(called)
         assert loop["finish"] == "stop"
@@ -137,6 +132,15 @@ async def test_vercels_ai_sdk_hears_the_provider_out(make_gateway: MakeGateway, 
     # the provider for OpenAI does not look for reasoning in Chat Completions
     assert heard["compatible-stream-reasoning"]["reasoning"] == _shown(kind, thought)
     _check_broken(heard)
+
+
+@pytest.mark.xfail(reason="the connection is closed with the error event still unread", strict=True)
+async def test_vercels_ai_sdk_is_told_why_an_answer_broke_off(make_gateway: MakeGateway) -> None:
+    """The error event is read before the connection ends: the SDK reports its message, and the finish "error"."""
+    heard = await run_client(await make_gateway(config=configured("openai")), "vercel_ai.mjs")
+    broken = [one for name, one in heard.items() if name.endswith("-clean")]
+    assert [one["finish"] for one in broken] == ["error", "error"]
+    assert all("ended before the answer did" in one["error"] for one in broken)
 
 
 def _scenes(kind: str) -> tuple[Scene, Scene, Scene]:
@@ -155,23 +159,14 @@ def _shown(kind: str, scene: Scene) -> str:
     return "" if kind in THINKS_IN_SECRET else reasoning_of(scene.answers[0])
 
 
-def _each(heard: Heard, key: str) -> dict[str, Any]:
-    return {name: one[key] for name, one in heard.items()}
-
-
-def _broken(heard: Heard) -> list[str]:
-    return [name for name in heard if name.rpartition("-")[2] in FAULTS]
-
-
 def _check_broken(heard: Heard) -> None:
     """However the provider broke off the client reports an error, no finish, and a true prefix of the text."""
     whole = text_of(scene_of(("user", PROMPT)).answers[0])
-    broken = [heard[name] for name in _broken(heard)]
-    assert len(broken) >= 2 * len(FAULTS)
-    for one in broken:
-        assert one["error"]
+    broken = {name: one for name, one in heard.items() if name.rpartition("-")[2] in FAULTS}
+    assert len(broken) == 2 * len(FAULTS)
+    assert broken.keys() == {name for name, one in heard.items() if one["error"]}
+    for one in broken.values():
         assert one["finish"] in (None, "error")
-        assert one["usage"] is None or one["finish"] == "error"
         assert one["text"]
         assert whole.startswith(one["text"])
         assert one["text"] != whole

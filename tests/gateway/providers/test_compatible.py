@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.core.call import Call, Target
+from gateway.core.errors import ConfigError, StreamInterrupted
+from gateway.dialects.openai_request import read_request
+from gateway.providers.base import ProviderOptions, UpstreamRequest
+from gateway.providers.compatible import HOSTS, OpenAICompatible
+
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}]}
+NAMELESS = sorted(name for name, host in HOSTS.items() if not host.base_url)
+"""Hosts that are somewhere else for everybody."""
+
+
+def make_provider(host: str | None = None, **options: Any) -> OpenAICompatible:
+    """Return a provider for a host, with a key."""
+    return OpenAICompatible(ProviderOptions(name="p", host=host, **{"api_key": "secret-key", **options}))
+
+
+def make_call(body: dict[str, Any], model: str = "m") -> Call:
+    """Return the call that a client's body becomes."""
+    call = Call(request_id="t", target=Target("p", model))
+    return read_request(msgspec.json.encode({"model": "chat", **HELLO, **body}), call)
+
+
+def make_request(host: str | None, body: dict[str, Any], model: str = "m", **options: Any) -> UpstreamRequest:
+    """Return the request that a host is sent for a client's body."""
+    return make_provider(host, **options).request(make_call(body, model))
+
+
+def write(host: str | None, body: dict[str, Any], model: str = "m", **options: Any) -> dict[str, Any]:
+    """Return the body that a host is sent."""
+    written: dict[str, Any] = msgspec.json.decode(make_request(host, body, model, **options).body)
+    return written
+
+
+def faults(**options: Any) -> list[str]:
+    """Return what is wrong with a configuration."""
+    with pytest.raises(ConfigError) as refused:
+        make_provider(**options)
+    return refused.value.faults
+
+
+# --- where a host is
+
+
+@pytest.mark.parametrize("host", sorted(HOSTS.keys() - NAMELESS))
+def test_a_known_host_needs_only_its_name(host: str) -> None:
+    """The table says where it is."""
+    url = make_request(host, {}).url
+    assert url == HOSTS[host].base_url + "/chat/completions"
+    assert url.startswith(("https://", "http://127.0.0.1"))
+
+
+@pytest.mark.parametrize("host", sorted(HOSTS))
+def test_a_base_url_beats_the_host(host: str) -> None:
+    """What else is known of the host still holds."""
+    assert make_request(host, {}, base_url="http://10.0.0.1/v1/").url == "http://10.0.0.1/v1/chat/completions"
+    assert make_provider(host, base_url="http://10.0.0.1").wire is HOSTS[host].wire
+
+
+def test_a_host_that_is_not_in_the_table_is_a_base_url() -> None:
+    """No code is needed for it."""
+    request = make_request(None, {"x_extra": 1}, base_url="http://10.0.0.1/v1", api_key=None)
+    assert request.url == "http://10.0.0.1/v1/chat/completions"
+    assert "authorization" not in request.headers
+    assert msgspec.json.decode(request.body) == {**HELLO, "model": "m", "x_extra": 1}
+
+
+@pytest.mark.parametrize("options", [{}, *({"host": host} for host in NAMELESS)])
+def test_a_provider_that_is_nowhere_is_a_fault(options: dict[str, str]) -> None:
+    """It is found at the start, with the key that is missing."""
+    [fault] = faults(**options)
+    assert fault.startswith("providers.p.base_url: expected the address")
+
+
+def test_an_unknown_host_is_a_fault() -> None:
+    """All the known ones are named."""
+    [fault] = faults(host="gorq")
+    assert fault.startswith("providers.p.host: expected one of alibaba, ")
+    assert fault.endswith("got 'gorq'")
+
+
+# --- Azure
+
+AZURE = {"host": "azure", "base_url": "https://res.openai.azure.com"}
+
+
+def test_azure_with_an_api_version_has_the_deployment_in_its_address() -> None:
+    """Which is quoted, whatever it is called."""
+    request = make_request(**AZURE, body={}, model="my gpt/4", api_version="2024-10-21")
+    assert request.url == (
+        "https://res.openai.azure.com/openai/deployments/my%20gpt%2F4/chat/completions?api-version=2024-10-21"
+    )
+
+
+def test_azure_without_an_api_version_is_its_newer_address() -> None:
+    """The base URL has all of it."""
+    request = make_request(host="azure", base_url="https://res.openai.azure.com/openai/v1/", body={}, model="gpt-4o")
+    assert request.url == "https://res.openai.azure.com/openai/v1/chat/completions"
+
+
+def test_azures_key_has_a_header_of_its_own() -> None:
+    """Bare, without ``Bearer``."""
+    headers = make_request(**AZURE, body={}).headers
+    assert headers["api-key"] == "secret-key"
+    assert "authorization" not in headers
+
+
+def test_azure_takes_what_openai_takes() -> None:
+    """Its models are OpenAI's: the developer's role, and the limit that a reasoning model wants."""
+    messages = [{"role": "developer", "content": "S"}]
+    written = write(**AZURE, body={"messages": messages, "max_completion_tokens": 9})
+    assert (written["messages"], written["max_completion_tokens"]) == (messages, 9)
+    assert write(**AZURE, body={"max_tokens": 9, "temperature": 0.5}, model="gpt-5-mini") == {
+        **HELLO,
+        "model": "gpt-5-mini",
+        "max_completion_tokens": 9,
+    }
+
+
+def test_an_api_version_elsewhere_is_an_azure_address_too() -> None:
+    """A proxy in front of Azure need not be called ``azure``."""
+    url = make_request(None, {}, base_url="http://proxy", api_version="v1").url
+    assert url == "http://proxy/openai/deployments/m/chat/completions?api-version=v1"
+
+
+# --- what hosts do differently
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("low", {"reasoning_effort": "low"}),
+        ("medium", {"reasoning_effort": "high"}),
+        ("high", {"reasoning_effort": "high"}),
+        ("xhigh", {"reasoning_effort": "max"}),
+        ("max", {"reasoning_effort": "max"}),
+        ("none", {"thinking": {"type": "disabled"}}),
+        ("minimal", {"thinking": {"type": "disabled"}}),
+        (None, {"reasoning_effort": None}),
+    ],
+)
+def test_deepseek_has_efforts_of_its_own(asked: str | None, sent: dict[str, Any]) -> None:
+    """Low, high and max, or no thinking at all."""
+    assert write("deepseek", {"reasoning_effort": asked}) == {**HELLO, "model": "m", **sent}
+
+
+def test_a_word_on_deepseeks_thinking_is_kept() -> None:
+    """The client's own beats what the effort would mean."""
+    body = {"reasoning_effort": "none", "thinking": {"type": "enabled"}}
+    assert write("deepseek", body)["thinking"] == {"type": "enabled"}
+
+
+THOUGHT = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+
+
+@pytest.mark.parametrize(
+    ("host", "takes_back"),
+    [("deepseek", True), ("openrouter", True), ("vllm", True), ("groq", False), ("xai", False), ("perplexity", False)],
+)
+def test_reasoning_goes_back_only_to_who_takes_it(host: str, *, takes_back: bool) -> None:
+    """DeepSeek demands it, others refuse it."""
+    [turn] = write(host, {"messages": [THOUGHT]})["messages"]
+    assert (turn == THOUGHT) is takes_back
+
+
+@pytest.mark.parametrize(
+    ("host", "role"), [("azure", "developer"), ("openrouter", "developer"), ("groq", "system"), ("ollama", "system")]
+)
+def test_the_developer_is_the_system_to_most_hosts(host: str, role: str) -> None:
+    """Only OpenAI's own and those that translate for it know the role."""
+    options = {"base_url": "http://x"}
+    assert write(host, {"messages": [{"role": "developer", "content": "S"}]}, **options)["messages"][0]["role"] == role
+
+
+@pytest.mark.parametrize(
+    ("host", "key"), [("groq", "max_completion_tokens"), ("together", "max_tokens"), ("vllm", "max_tokens")]
+)
+def test_a_limit_goes_by_the_hosts_name(host: str, key: str) -> None:
+    """Whichever of the two the client used."""
+    assert write(host, {"max_completion_tokens": 9}) == {**HELLO, "model": "m", key: 9}
+
+
+@pytest.mark.parametrize("host", sorted(HOSTS))
+def test_usage_is_asked_of_every_host(host: str) -> None:
+    """The gateway counts."""
+    assert write(host, {"stream": True}, base_url="http://x")["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(("host", "is_whole"), [("snowflake", True), ("vllm", False)])
+def test_only_snowflake_ends_without_a_finish_reason(host: str, *, is_whole: bool) -> None:
+    """Elsewhere ``[DONE]`` without one is an interruption."""
+    decoder = make_provider(host, base_url="http://x").decoder(make_call({"stream": True}))
+    chunk = {"id": "a", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "b"}}]}
+    decoder.feed(b"data: %b\n\ndata: [DONE]\n\n" % msgspec.json.encode(chunk))
+    if is_whole:
+        decoder.finish()
+    else:
+        with pytest.raises(StreamInterrupted):
+            decoder.finish()

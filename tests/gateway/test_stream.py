@@ -1,0 +1,271 @@
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import pytest
+from structlog.testing import capture_logs
+
+import gateway.stream
+from gateway.core.call import Call
+from gateway.core.errors import ClientGone
+from gateway.core.events import ProviderExtra, StreamStarted, TextDelta
+from gateway.dialects import DIALECTS
+from gateway.simulator import Script
+from gateway.stream import ClientStream
+from tests.conftest import MakeGateway
+from tests.raw_client import RawClient, chat, connected, exchange, parse, request
+from tests.scripted_upstream import (
+    DONE,
+    END,
+    FINISH,
+    ROLE,
+    STREAM,
+    ScriptedUpstream,
+    Step,
+    chunk,
+    complete,
+    config_over,
+    text,
+    texts_of,
+    words,
+)
+
+PATH = "/v1/chat/completions"
+BEAT = b": keep-alive\n\n"
+
+
+# --- the stream itself
+
+
+async def test_what_is_sent_before_the_response_is_open_is_kept_and_commits() -> None:
+    """The first batch says that status and headers can be fixed, and which target gave it."""
+    stream = ClientStream(DIALECTS["openai_chat"].encoder(Call(request_id="r")), heartbeat_s=1, write_timeout_s=1)
+    assert not stream.committed.done()
+    started = StreamStarted("c1", "mill", target="up/mill")
+    stream.send([started, TextDelta("a")])
+    stream.send([ProviderExtra()])
+    assert stream.committed.done()
+    assert stream.started is started
+    assert not stream.is_paused
+    await stream.wait()
+    stream.close()
+
+
+async def test_a_stream_whose_client_has_left_tells_its_sender() -> None:
+    """``send`` and ``wait`` raise, so that whoever generates for it stops."""
+    left, right = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
+    stream = ClientStream(DIALECTS["openai_chat"].encoder(Call(request_id="r")), heartbeat_s=1, write_timeout_s=1)
+    stream.open(transport)
+    stream.send([TextDelta("a")])
+    transport.abort()
+    with pytest.raises(ClientGone):
+        stream.send([TextDelta("b")])
+    with pytest.raises(ClientGone):
+        await stream.wait()
+    stream.close()
+    right.close()
+
+
+# --- heartbeats
+
+
+async def test_a_pause_is_bridged_by_comments_that_begin_only_after_it_has_lasted(make_gateway: MakeGateway) -> None:
+    """Every ``heartbeat_s`` one, between the tokens and never inside of an event."""
+    async with ScriptedUpstream([STREAM + chunk(ROLE, text("a")), 0.75, chunk(text("b"), FINISH, DONE) + END]) as up:
+        gateway = await make_gateway(config=config_over(up, server={"heartbeat_s": 0.2}))
+        found = await exchange(gateway.url, request(PATH, chat()))
+    assert 2 <= found.body.count(BEAT) <= 3
+    assert found.body.index(b'"a"') < found.body.index(BEAT) < found.body.index(b'"b"')
+    assert found.body.endswith(DONE)
+    assert list(texts_of(found.body)) == ["a", "b"]
+
+
+async def test_a_lively_stream_has_no_heartbeat(make_gateway: MakeGateway) -> None:
+    """Its tokens are sign enough."""
+    steps: list[Step] = [step for word in words(10) for step in (chunk(text(word)), 0.06)]
+    async with ScriptedUpstream([STREAM + chunk(ROLE), *steps, chunk(FINISH, DONE) + END]) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"heartbeat_s": 0.4}))
+        found = await exchange(gateway.url, request(PATH, chat()))
+    assert BEAT not in found.body
+    assert list(texts_of(found.body)) == words(10)
+
+
+async def test_a_long_prefill_is_bridged_too_and_commits_the_status(make_gateway: MakeGateway) -> None:
+    """Before the first heartbeat is due there is not even a status line."""
+    async with ScriptedUpstream([0.7, *complete("late")]) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"heartbeat_s": 0.3}))
+        async with connected(gateway.url) as client:
+            await client.send(request(PATH, chat()))
+            with pytest.raises(TimeoutError):
+                await client.read_until(b"H", timeout_s=0.15)
+            await client.read_until(BEAT)
+            assert b"late" not in client.seen
+            found = parse(await client.read_until(b"\r\n0\r\n\r\n"))
+    assert found.status == 200
+    assert found.headers["content-type"].startswith("text/event-stream")
+    assert "x-millrace-target" not in found.headers, "nobody has given a token yet"
+    assert list(texts_of(found.body)) == ["late"]
+
+
+async def test_an_error_behind_a_heartbeat_is_told_in_the_stream(make_gateway: MakeGateway) -> None:
+    """The status is gone: the error event and the missing end have to say it."""
+    async with ScriptedUpstream([0.3, "fin"]) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"heartbeat_s": 0.1}))
+        found = await exchange(gateway.url, request(PATH, chat()))
+    assert found.status == 200
+    assert b'data: {"error":' in found.body
+    assert b"[DONE]" not in found.body
+    assert not found.is_whole
+
+
+async def test_nothing_beats_behind_the_end(make_gateway: MakeGateway) -> None:
+    """Neither after a good end, on a connection that stays open, nor after a bad one."""
+    async with ScriptedUpstream(complete("a")) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"heartbeat_s": 0.1}))
+        async with connected(gateway.url) as client:
+            await client.send(request(PATH, chat()))
+            await client.read_until(b"\r\n0\r\n\r\n")
+            with pytest.raises(TimeoutError):
+                await client.read_until(b"keep-alive", timeout_s=0.4)
+            assert client.seen.endswith(b"\r\n0\r\n\r\n")
+
+
+async def test_plain_text_has_no_heartbeat(make_gateway: MakeGateway) -> None:
+    """Whatever is sent would be shown."""
+    async with ScriptedUpstream([0.3, STREAM + chunk(ROLE, text("a")), 0.3, chunk(text("b"), FINISH, DONE) + END]) as up:
+        gateway = await make_gateway(config=config_over(up, server={"heartbeat_s": 0.1}))
+        found = await exchange(gateway.url, request("/api/chat/stream", {"message": "Hello"}))
+    assert found.body == b"ab"
+    assert found.is_whole
+
+
+# --- slow clients
+
+BIG = [f"{number:06d}" + "x" * 994 for number in range(12_000)]
+
+
+def big_script() -> list[Step]:
+    """Return the script of a stream of about fourteen megabytes."""
+    return [STREAM + chunk(ROLE), *(chunk(text(*BIG[at : at + 100])) for at in range(0, len(BIG), 100)),
+            chunk(FINISH, DONE) + END]  # fmt: skip
+
+
+@asynccontextmanager
+async def narrow_client(url: str) -> AsyncIterator[RawClient]:
+    """Connect with a small receive buffer, and read nothing that is not asked for."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    sock.setblocking(False)  # noqa: FBT003
+    await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", urlsplit(url).port))
+    reader, writer = await asyncio.open_connection(sock=sock, limit=4096)
+    try:
+        yield RawClient(reader, writer)
+    finally:
+        writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+async def test_a_client_that_never_reads_is_let_go_and_its_neighbour_notices_nothing(make_gateway: MakeGateway) -> None:
+    """The provider is held back meanwhile, and freed when the time to write is over."""
+    tokens = words(40)
+    slow: list[Step] = [step for word in tokens for step in (chunk(text(word)), 0.03)]
+    neighbour: list[Step] = [STREAM + chunk(ROLE), *slow, chunk(FINISH, DONE) + END]
+    async with ScriptedUpstream(neighbour, big_script(), has_small_buffers=True) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"write_timeout_s": 0.5}))
+        with capture_logs() as logs:
+            good = asyncio.ensure_future(exchange(gateway.url, request(PATH, chat())))
+            await upstream.request(0)
+            async with narrow_client(gateway.url) as client:
+                await client.send(request(PATH, chat()))
+                stuck = await upstream.request(1)
+                await asyncio.wait_for(stuck.gone.wait(), 5)
+            found = await good
+            await asyncio.sleep(0.05)
+    assert stuck.bytes_sent < 10_000_000, "most of it stayed with the provider"
+    assert list(texts_of(found.body)) == tokens
+    assert found.is_whole
+    outcomes = sorted(line["outcome"] for line in logs if line["event"] == "stream.finished")
+    assert outcomes == ["client_aborted", "completed"]
+
+
+async def test_a_client_that_reads_slowly_gets_everything(make_gateway: MakeGateway) -> None:
+    """In order, each once, however often the provider had to wait; and the provider is not blamed for it."""
+    async with ScriptedUpstream(big_script(), has_small_buffers=True) as upstream:
+        config = config_over(upstream, server={"write_timeout_s": 0.5, "heartbeat_s": 0.2})
+        config["providers"]["up"] |= {"stall_timeout_s": 0.3, "ttft_timeout_s": 0.3}
+        gateway = await make_gateway(config=config)
+        async with narrow_client(gateway.url) as client:
+            await client.send(request(PATH, chat(), connection="close"))
+            pieces: list[bytes] = []
+            for round_number in range(100_000):
+                if round_number < 30:
+                    await asyncio.sleep(0.04)
+                if not (data := await asyncio.wait_for(client.reader.read(65536), 5)):
+                    break
+                pieces.append(data)
+    found = parse(b"".join(pieces))
+    assert found.is_whole
+    assert list(texts_of(found.body)) == BIG
+
+
+async def test_a_client_that_leaves_while_it_was_waited_for_frees_the_provider(make_gateway: MakeGateway) -> None:
+    """Nobody was writing, nobody was reading."""
+    async with ScriptedUpstream(big_script(), has_small_buffers=True) as upstream:
+        gateway = await make_gateway(config=config_over(upstream))
+        with capture_logs() as logs:
+            async with narrow_client(gateway.url) as client:
+                await client.send(request(PATH, chat()))
+                received = await upstream.request()
+                await asyncio.sleep(0.7)
+                sent = received.bytes_sent
+                await asyncio.sleep(0.1)
+                assert received.bytes_sent == sent, "the provider is held back"
+                client.abort()
+            await asyncio.wait_for(received.gone.wait(), 1)
+            await asyncio.sleep(0.05)
+    assert [line["outcome"] for line in logs if line["event"] == "stream.finished"] == ["client_aborted"]
+
+
+async def test_an_error_event_that_nobody_reads_does_not_hold_its_connection(
+    make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while it is aborted."""
+    monkeypatch.setattr(gateway.stream, "LINGER_S", 0.2)
+    script: list[Step] = [*big_script()[:-1], "fin"]
+    async with ScriptedUpstream(script) as upstream:
+        running = await make_gateway(config=config_over(upstream))
+        async with narrow_client(running.url) as client:
+            await client.send(request(PATH, chat()))
+            with pytest.raises(ConnectionResetError):
+                for _ in range(2000):
+                    await asyncio.sleep(0 if len(client.seen) < 11_000_000 else 0.4)
+                    client.seen += await client.reader.readexactly(65536)
+                    assert b"error" not in client.seen[-65536:]
+
+
+# --- many
+
+
+async def _collect(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> str:
+    async with session.post(url + PATH, json=body) as response:
+        assert response.status == 200
+        data = await response.read()
+    assert data.endswith(DONE)
+    return "".join(texts_of(data))
+
+
+async def test_two_hundred_streams_at_once_lose_double_and_mix_up_nothing(make_gateway: MakeGateway) -> None:
+    """Each gets its own fifty tokens, in order, each once."""
+    running = await make_gateway("openai", default=Script(first_token_s=0.01, interval_s=0.01))
+    said = {number: "".join(f"s{number}t{place} " for place in range(50)) for number in range(200)}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        bodies = (chat(model=f"openai/mill?say={quote(one)}") for one in said.values())
+        found = await asyncio.gather(*(_collect(session, running.url, body) for body in bodies))
+    assert found == list(said.values())
+    assert len(running.simulator.requests) == 200

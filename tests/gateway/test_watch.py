@@ -1,0 +1,122 @@
+import asyncio
+
+import pytest
+
+from gateway.core.call import OpenFlow
+from gateway.watch import Limit, Limits, Watch
+
+LIMITS = Limits(ttft_timeout_s=0.2, stall_timeout_s=0.1, total_timeout_s=0.6)
+
+
+class PausedFlow(OpenFlow):
+    """A client that takes nothing."""
+
+    is_paused = True
+
+
+async def run(*gaps_s: float, limits: Limits = LIMITS, is_stream: bool = True) -> tuple[Limit | None, int]:
+    """Make progress after each of the gaps; returns the limit that ran out, if any, and the progress made by then."""
+    watch = Watch(limits, is_stream=is_stream, flow=OpenFlow())
+    token_count = 0
+    try:
+        async with watch:
+            for gap_s in gaps_s:
+                await asyncio.sleep(gap_s)
+                watch.note_progress()
+                token_count += 1
+    except TimeoutError:
+        pass
+    return watch.expired, token_count
+
+
+@pytest.mark.parametrize(
+    ("gaps_s", "expired", "token_count"),
+    [
+        ((), None, 0),
+        ((0.02,), None, 1),
+        ((0.15, 0.05, 0.05, 0.05), None, 4),
+        ((0.4,), "ttft", 0),
+        ((0.02, 0.3), "stall", 1),
+    ],
+)
+async def test_the_limit_that_runs_out_first_ends_the_body_and_is_named(
+    gaps_s: tuple[float, ...], expired: Limit | None, token_count: int
+) -> None:
+    """First token, token to token, and the whole each have their own limit."""
+    found, count = await run(*gaps_s)
+    assert found == expired
+    assert count == token_count
+
+
+async def test_a_lively_body_that_takes_too_long_is_ended_by_the_total() -> None:
+    """Progress does not move it."""
+    expired, count = await run(*([0.05] * 100))
+    assert expired == "total"
+    assert count > 3
+
+
+async def test_a_stall_is_noticed_when_it_is_due_however_long_the_first_token_might_have_taken() -> None:
+    """A patient limit on the first token does not delay the one between tokens."""
+    limits = Limits(ttft_timeout_s=60, stall_timeout_s=0.1)
+    async with asyncio.timeout(2):
+        assert await run(0.03, 0.03, 30, limits=limits) == ("stall", 2)
+
+
+async def test_a_total_before_the_first_token_is_named_total() -> None:
+    """The shorter of the two counts."""
+    limits = Limits(ttft_timeout_s=5, total_timeout_s=0.1)
+    assert (await run(1.0, limits=limits))[0] == "total"
+
+
+async def test_an_answer_wanted_whole_has_only_a_total() -> None:
+    """It has no tokens to be late with."""
+    assert await run(0.4, is_stream=False) == (None, 1)
+    assert (await run(2.0, is_stream=False, limits=Limits(total_timeout_s=0.2)))[0] == "total"
+
+
+async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole() -> None:
+    """A provider that is not read from is not late; an answer that takes too long is."""
+    watch = Watch(LIMITS, is_stream=True, flow=PausedFlow())
+    began_at_s = asyncio.get_running_loop().time()
+
+    async def body() -> None:
+        async with watch:
+            watch.note_progress()
+            await asyncio.sleep(5)
+
+    with pytest.raises(TimeoutError):
+        await body()
+    assert watch.expired == "total"
+    assert asyncio.get_running_loop().time() - began_at_s >= LIMITS.total_timeout_s
+
+
+async def test_a_body_that_ends_in_time_leaves_no_timer() -> None:
+    """What ran out afterwards concerns nobody."""
+    watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
+    async with watch:
+        pass
+    await asyncio.sleep(0.3)
+    assert watch.expired is None
+
+
+async def test_an_error_of_the_body_passes_through() -> None:
+    """The watch translates nothing but its own end."""
+    with pytest.raises(ValueError, match="mine"):
+        async with Watch(LIMITS, is_stream=True, flow=OpenFlow()):
+            raise ValueError("mine")
+
+
+async def test_a_cancellation_from_outside_is_not_a_timeout() -> None:
+    """Who left was not late."""
+    watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
+
+    async def body() -> None:
+        async with watch:
+            await asyncio.sleep(5)
+
+    task = asyncio.ensure_future(body())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert watch.expired is None
