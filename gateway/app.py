@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from importlib import import_module
 from ipaddress import ip_address
 from typing import cast
@@ -53,7 +53,7 @@ class Gateway:
         self.port = 0
         self.admin_port = 0
         self._is_ready = False
-        self._closers: list[Callable[[], Awaitable[object]]] = []
+        self._open = AsyncExitStack()
 
     async def start(self) -> None:
         """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
@@ -63,23 +63,25 @@ class Gateway:
         admin.router.add_get("/readyz", self._readyz)
         self.admin_port = await self._listen(admin, server.admin_host, server.admin_port)
         session = make_session()
-        self._closers.append(session.close)
+        self._open.push_async_callback(session.close)
         providers = make_providers(self.config, simulator_url=await self._start_simulator())
         self.port = await self._serve_public(Upstream(providers, session))
         self._is_ready = True
 
     async def stop(self) -> None:
-        """Refuse new connections, let live streams run on for ``drain_timeout_s``, then end them."""
+        """Refuse new connections, let live streams run on for ``drain_timeout_s``, then end them.
+
+        Cancelled while it waits, it waits no longer, but closes all there is.
+        """
         self._is_ready = False
-        while self._closers:
-            await self._closers.pop()()
+        await self._open.aclose()
 
     async def _start_simulator(self) -> str:
         if all(provider.kind != "simulator" for provider in self.config.providers.values()):
             return ""
         simulator = Simulator()
         port = await simulator.start("127.0.0.1", 0)
-        self._closers.append(simulator.stop)
+        self._open.push_async_callback(simulator.stop)
         return f"http://127.0.0.1:{port}/v1"
 
     async def _serve_public(self, upstream: Upstream) -> int:
@@ -119,7 +121,7 @@ class Gateway:
             number = error.errno or 0  # negative for a host without an address
             reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
             raise ConfigError([f"{self.config.source}: cannot listen on {host}:{port}: {reason}"]) from error
-        self._closers.append(partial(_close, listening, runner, guard))
+        self._open.push_async_callback(_close, listening, runner, guard)
         return int(listening.sockets[0].getsockname()[1])
 
     async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
@@ -131,9 +133,11 @@ class Gateway:
 
 async def _close(listening: asyncio.Server, runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
     listening.close()
-    await runner.cleanup()
-    if guard is not None:
-        guard.close()
+    try:
+        await runner.cleanup()
+    finally:
+        if guard is not None:
+            guard.close()
 
 
 def add_routes(app: web.Application, server: Server) -> None:
@@ -166,7 +170,7 @@ def _load(entry: MiddlewareConfig) -> type:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError([entry.fault(f"expected the import path of a middleware: {error}")]) from error
-    if not isinstance(found, type) or not callable(getattr(found, "__call__", None)):  # noqa: B004, of its instances
+    if not isinstance(found, type) or not any("__call__" in vars(base) for base in found.__mro__):
         raise ConfigError([entry.fault(f"expected a middleware class, got {entry.use}")])
     return found
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import resource
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -69,6 +72,7 @@ def _serve(options: argparse.Namespace) -> int:
     )
     configure_logs(level=config.telemetry.log_level, log_format=config.telemetry.log_format)
     gateway = Gateway(config)
+    _allow_many_sockets()
 
     async def run(stopped: asyncio.Event) -> None:
         try:
@@ -98,9 +102,16 @@ def _check(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     from gateway.simulator import Simulator  # noqa: PLC0415
 
+    if not 0 <= options.port <= 65535:
+        raise ConfigError([f"command line: --port: expected an integer from 0 to 65535, got {options.port}"])
+
     async def run(stopped: asyncio.Event) -> None:
         simulator = Simulator()
-        port = await simulator.start(options.host, options.port)
+        try:
+            port = await simulator.start(options.host, options.port)
+        except OSError as error:
+            await simulator.stop()
+            raise ConfigError([f"command line: cannot listen on {options.host}:{options.port}: {error}"]) from error
         print(f"simulator: http://{options.host}:{port}/v1", flush=True)
         try:
             await stopped.wait()
@@ -111,18 +122,24 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _allow_many_sockets() -> None:
+    """A stream has two sockets, and the usual limit of 1024 open files would end at five hundred."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _greet(gateway: Gateway) -> None:
     """Say where the page is, and the one line that streams."""
     host = gateway.config.server.host
     base = f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
     model = next(iter(gateway.config.models), "provider/model")
-    body = f'{{"model": "{model}", "stream": true, "messages": [{{"role": "user", "content": "Tell me a story."}}]}}'
+    message = {"role": "user", "content": "Tell me a story."}
+    body = shlex.quote(json.dumps({"model": model, "stream": True, "messages": [message]}, ensure_ascii=False))
     key = "" if gateway.is_open else " -H 'authorization: Bearer YOUR_KEY'"
     print(f"page:   {base}/")
     print(f"admin:  http://{gateway.config.server.admin_host}:{gateway.admin_port}/readyz")
-    print(
-        f"stream: curl -N {base}/v1/chat/completions -H 'content-type: application/json'{key} -d '{body}'", flush=True
-    )
+    print(f"stream: curl -N {base}/v1/chat/completions -H 'content-type: application/json'{key} -d {body}", flush=True)
 
 
 def _run(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:

@@ -36,6 +36,9 @@ SWEEP_S = 1.0
 KEEP_ALIVE_S = 75.0
 PEER_TIMEOUT_MS = 30_000
 """How long written bytes may stay unacknowledged before the kernel gives the peer up."""
+UNSENT_BYTES = 64 * 1024
+"""How much the kernel takes beyond what it can send now. Left to itself it hoards 4 MB for a client that does not read,
+and then takes nothing for so long that a slow client cannot be told from one that has stopped."""
 
 _TIMED_OUT_BODY = DIALECTS["openai_chat"].error_body(RequestTimeout("the request did not arrive in time"), "")
 _TIMED_OUT = (
@@ -117,6 +120,7 @@ class _Connection(web.RequestHandler):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError, AttributeError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, PEER_TIMEOUT_MS)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def data_received(self, data: bytes) -> None:
         self._guard.note_data(self)

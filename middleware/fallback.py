@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from gateway.core.call import Call
-from gateway.core.errors import UpstreamError
+from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.pipeline import Next, Send
 
@@ -39,8 +39,8 @@ class Fallback:
         for number, target in enumerate(targets, start=1):
             try:
                 return await call_next(replace(call, target=target, attempt=attempt), note)
-            except UpstreamError as error:
-                attempt = max(attempt, error.attempt) + 1
+            except (UpstreamError, InvalidRequest) as error:
+                attempt = _next_attempt(attempt, error)
                 if has_sent or number == len(targets) or not _is_worth_another(error):
                     raise
                 log.warning(
@@ -53,6 +53,16 @@ class Fallback:
         return None
 
 
-def _is_worth_another(error: UpstreamError) -> bool:
-    """Whether another target may do what this one did not: all but a request that is wrong everywhere."""
-    return error.retryable or error.error_type in ("auth", "rate_limited")
+def _next_attempt(attempt: int, error: UpstreamError | InvalidRequest) -> int:
+    """Attempts are counted over all targets, with those that were made at one of them."""
+    return (max(attempt, error.attempt) if isinstance(error, UpstreamError) else attempt) + 1
+
+
+def _is_worth_another(error: UpstreamError | InvalidRequest) -> bool:
+    """Whether another target may do what this one did not: all but a request that a provider called wrong.
+
+    An ``InvalidRequest`` behind a target says that its wire cannot express the request; another's may.
+    """
+    if isinstance(error, InvalidRequest):
+        return True
+    return error.retryable or error.error_type in ("auth", "rate_limited") or error.upstream_status == 404

@@ -43,6 +43,10 @@ class Resume:
         def may_pass(error: BaseException) -> bool:
             return not has_sent and isinstance(error, UpstreamError) and _is_worth_waiting(error)
 
+        try:
+            return await call_next(call, note)
+        except UpstreamError as error:
+            first = error
         retrying = AsyncRetrying(
             retry=retry_if_exception(may_pass),
             stop=stop_after_attempt(self.max_attempts),
@@ -51,8 +55,11 @@ class Resume:
         )
         async for attempt in retrying:
             with attempt:
-                number = call.attempt + attempt.retry_state.attempt_number - 1
-                await call_next(replace(call, attempt=number), note)
+                number = attempt.retry_state.attempt_number
+                if number == 1:  # made above: what does not fail pays nothing for what would happen if it did
+                    raise first
+                await call_next(replace(call, attempt=call.attempt + number - 1), note)
+        return None
 
 
 def _is_worth_waiting(error: UpstreamError) -> bool:

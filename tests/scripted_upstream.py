@@ -289,3 +289,11 @@ def texts_of(body: bytes) -> Iterator[str]:
             for choice in json.loads(line[6:]).get("choices", ()):
                 if content := choice["delta"].get("content"):
                     yield content
+
+
+async def pace(token_count: int, interval_s: float) -> None:
+    """Serve a stream of words, one every ``interval_s``, and print the port: an upstream in a process of its own."""
+    steps: list[Step] = [step for word in words(token_count) for step in (interval_s, chunk(text(word)))]
+    async with ScriptedUpstream([STREAM + chunk(ROLE), *steps, chunk(FINISH, DONE) + END]) as upstream:
+        print(upstream.port, flush=True)  # noqa: T201, it is what the parent waits for
+        await asyncio.get_running_loop().create_future()

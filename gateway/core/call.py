@@ -118,7 +118,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function that the client offers; ``parameters`` is a JSON schema. ``is_custom`` tools take free text."""
+    """A function that the client offers; ``parameters`` is a JSON schema.
+
+    ``is_custom`` tools are not functions: they take free text, or are a host's own, which only its wire can express.
+    """
 
     name: str
     description: str | None = None
@@ -138,9 +141,9 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseFormat:
-    """The form that the answer must have."""
+    """The form that the answer must have; an ``other`` one is known only to the wire it came in."""
 
-    kind: Literal["text", "json_object", "json_schema"]
+    kind: Literal["text", "json_object", "json_schema", "other"]
     name: str = "answer"
     schema: Json | None = None
     strict: bool | None = None

@@ -72,7 +72,7 @@ def read_request(body: bytes, call: Call) -> Call:
         ),
         reasoning_effort=fields.string("reasoning_effort"),
         choice_count=_choice_count(fields),
-        logprobs=fields.boolean("logprobs") or False,
+        logprobs=_logprobs(document),
         source=Source(OPENAI_CHAT, document),
     )
 
@@ -186,6 +186,14 @@ def _max_tokens(fields: _Fields) -> int | None:
                 raise InvalidRequest(f"{key}: expected at least 1", param=key)
             return value
     return None
+
+
+def _logprobs(document: Mapping[str, Any]) -> bool:
+    """Some hosts take how many, as the older completions did."""
+    wanted = document.get("logprobs")
+    if not isinstance(wanted, bool | int | None):
+        raise wrong("logprobs", "true or false", wanted)
+    return bool(wanted)
 
 
 def _choice_count(fields: _Fields) -> int:
@@ -321,7 +329,10 @@ def _tool(tool: object, path: str) -> Tool:
     if not isinstance(tool, dict):
         raise wrong(path, "an object", tool)
     fields = _Fields(tool, f"{path}.")
-    if fields.string("type") == "custom":
+    kind = fields.string("type") or "function"
+    if kind not in ("function", "custom"):  # a host's own, such as a search that it runs itself
+        return Tool(name=kind, is_custom=True, source=tool)
+    if kind == "custom":
         custom = _Fields(fields.mapping("custom") or {}, f"{path}.custom.")
         name = _required(custom, "name", f"{path}.custom.name")
         return Tool(name=name, description=custom.string("description"), is_custom=True, source=tool)
@@ -383,6 +394,8 @@ def _response_format(fields: _Fields) -> ResponseFormat | None:
                 strict=inner.boolean("strict"),
                 description=inner.string("description"),
             )
+        case {"type": str(name)} if name not in ("text", "json_object", "json_schema"):
+            return ResponseFormat(kind="other", name=name)
         case _:
             expected = "an object of type text, json_object or json_schema"
             raise InvalidRequest(f"response_format: expected {expected}", param="response_format")

@@ -39,7 +39,7 @@ from gateway.core.call import (
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.providers.anthropic_stream import AnthropicDecoder, read_answer, read_error
-from gateway.providers.base import ProviderOptions, UpstreamRequest
+from gateway.providers.base import ProviderOptions, UpstreamRequest, wanted_format
 from gateway.providers.errors import retry_after_s, upstream_error
 
 DEFAULT_API_VERSION = "2023-06-01"
@@ -381,8 +381,9 @@ def _output_config(call: Call, thought: _Thought) -> Json:
     config: dict[str, Any] = {}
     if thought.effort:
         config["effort"] = thought.effort
-    if call.response_format is not None and call.response_format.kind == "json_schema":
-        config["format"] = {"type": "json_schema", "schema": call.response_format.schema or {"type": "object"}}
+    wanted = wanted_format(call)
+    if wanted is not None and wanted.kind == "json_schema":
+        config["format"] = {"type": "json_schema", "schema": wanted.schema or {"type": "object"}}
     return config
 
 

@@ -186,6 +186,8 @@ class AnthropicDecoder(EventDecoder):
             return  # some hosts send a [DONE] behind the end
         data = message.data
         event = _event(data)
+        if self._finish is not None and event.type.startswith("content_block_"):
+            return  # the answer was finished already
         delta = event.delta
         if delta is not None and delta.type == "text_delta":  # nearly all of a stream
             if delta.text:
@@ -243,7 +245,7 @@ class AnthropicDecoder(EventDecoder):
 
     def _end_message(self, event: _StreamEvent, found: list[Event]) -> None:
         native = event.delta.stop_reason if event.delta is not None else None
-        if native is not None:
+        if native is not None and self._finish is None:
             reason = _FINISH_REASONS.get(native, "stop")
             if reason != "length":
                 self._settle_call(found)

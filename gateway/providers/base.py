@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.core.call import Call
-from gateway.core.errors import UpstreamError
+from gateway.core.call import Call, ResponseFormat
+from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import (
     ChoiceFinished,
     Event,
@@ -166,6 +166,18 @@ class EventDecoder:
     def _estimate(self) -> Usage:
         """Return the usage by lengths, for a provider that reported none."""
         return _estimate(self._call, self._character_count)
+
+
+def wanted_format(call: Call) -> ResponseFormat | None:
+    """Return the form that the answer must have, for a wire that is not OpenAI's.
+
+    Raises ``InvalidRequest`` for one that only OpenAI's wire, or a host that shares it, can express.
+    """
+    wanted = call.response_format
+    if wanted is not None and wanted.kind == "other":
+        message = f"response_format: {wanted.name[:64]!r} cannot be asked of {call.target}"
+        raise InvalidRequest(message, param="response_format")
+    return wanted
 
 
 def with_usage(call: Call, events: list[Event]) -> list[Event]:

@@ -36,7 +36,7 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import ProviderOptions, UpstreamRequest
+from gateway.providers.base import ProviderOptions, UpstreamRequest, wanted_format
 from gateway.providers.errors import retry_after_s
 from gateway.providers.google_stream import NOT_JSON, GoogleDecoder, decode_error, model_name, read_error
 
@@ -280,7 +280,7 @@ def _write_config(call: Call) -> dict[str, Any]:
         "candidateCount": call.choice_count if call.choice_count > 1 else None,
         "thinkingConfig": _write_thinking(call),
     }
-    wanted = call.response_format
+    wanted = wanted_format(call)
     if wanted is not None and wanted.kind != "text":
         values["responseMimeType"] = "application/json"
         values["responseJsonSchema"] = wanted.schema

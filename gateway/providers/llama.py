@@ -31,7 +31,7 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
-from gateway.providers.base import Decoder, EventDecoder, UpstreamRequest
+from gateway.providers.base import Decoder, EventDecoder, UpstreamRequest, wanted_format
 from gateway.providers.errors import (
     ErrorBody,
     cut_off,
@@ -75,7 +75,7 @@ def _adapt(body: dict[str, Any], call: Call) -> None:
     if call.tool_choice is not None and len(call.tool_choice.names) > 1:
         body["tools"] = [tool for tool in body["tools"] if tool["function"]["name"] in call.tool_choice.names]
         body["tool_choice"] = call.tool_choice.mode
-    wanted = call.response_format
+    wanted = wanted_format(call)
     if wanted is not None and wanted.kind != "text":
         schema = wanted.schema or {"type": "object"}
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": wanted.name, "schema": schema}}

@@ -37,6 +37,7 @@ from gateway.core.events import (
     Usage,
     UsageReported,
 )
+from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import EventDecoder
 from gateway.providers.errors import error_from_json, malformed, upstream_error
@@ -296,7 +297,7 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
         read_choice(choice, choice.message, calls, events, mender)
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
-    return _framed(events, mender.result(), OPENAI_ANSWER)
+    return Lifecycle().admit(_framed(events, mender.result(), OPENAI_ANSWER))
 
 
 def _error_in_answer(said: object, secret: str | None) -> UpstreamError:

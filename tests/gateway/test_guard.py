@@ -115,7 +115,7 @@ async def test_a_peer_that_died_silently_is_given_up_by_the_kernel() -> None:
         (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization Bearer sk-canary\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer sk-canary\x00\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nabcdef", 400),
-        (b"POST / HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: -5\r\n\r\n", 400),
         (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nx-long: " + b"x" * 20_000 + b"\r\n\r\n", 431),
@@ -154,8 +154,13 @@ async def test_an_unknown_path_is_404_in_json(path: str, make_gateway: MakeGatew
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", PATH, "POST"), ("DELETE", "/v1/models", "GET,HEAD"), ("PUT", "/api/chat/stream", "POST"), ("OPTIONS", PATH, "POST")],
-)  # fmt: skip
+    [
+        ("GET", PATH, "POST"),
+        ("DELETE", "/v1/models", "GET,HEAD"),
+        ("PUT", "/api/chat/stream", "POST"),
+        ("OPTIONS", PATH, "POST"),
+    ],
+)
 async def test_a_wrong_method_is_405_and_says_which_are_right(
     method: str, path: str, allowed: str, make_gateway: MakeGateway
 ) -> None:

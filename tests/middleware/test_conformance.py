@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 import middleware
 from gateway.core.call import Call, Route, Target
-from gateway.core.errors import ClientGone, GatewayError, InvalidRequest, StreamInterrupted, UpstreamRefused
+from gateway.core.errors import ClientGone, GatewayError, StreamInterrupted, Unauthorized, UpstreamRefused
 from gateway.core.events import Event, Frame, StreamStarted, TextDelta
 from gateway.pipeline import Middleware, compose
 from middleware.auth import Auth, Key
@@ -96,7 +96,7 @@ async def test_the_call_itself_is_not_changed(name: str) -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [InvalidRequest("wrong"), UpstreamRefused("no"), ClientGone("left"), RuntimeError("a fault"), KeyboardInterrupt()],
+    [Unauthorized("who"), UpstreamRefused("no"), ClientGone("left"), RuntimeError("a fault"), KeyboardInterrupt()],
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("name", MIDDLEWARES)

@@ -95,10 +95,20 @@ async def test_a_target_that_is_listed_twice_is_tried_twice() -> None:
 
 @pytest.mark.parametrize(
     "error",
+    [InvalidRequest("this wire has no audio"), UpstreamRefused("no such model", upstream_status=404)],
+)
+async def test_what_one_target_cannot_do_is_asked_of_the_next(error: GatewayError) -> None:
+    """A wire that cannot express the request, or a provider without the model, says nothing of the others."""
+    endpoint = ScriptedEndpoint([error], ANSWER)
+    assert await run(endpoint, A, B) == list(ANSWER)
+    assert tried(endpoint) == ["openai/a", "anthropic/b"]
+
+
+@pytest.mark.parametrize(
+    "error",
     [
         UpstreamRefused("bad request"),
         UpstreamRefused("too long", error_type="context_length"),
-        InvalidRequest("wrong"),
         ClientGone("left"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -48,18 +48,10 @@ TOOLS: Final = [
 ]
 WAYS: Final = ("create", "helper", "whole")
 PIXEL: Final = base64.b64encode(b"\x89PNG\r\n\x1a\n not much of an image").decode()
-OTHER_SHAPES: Final = ("anthropic", "google", "llama")
-ROLE_IN_EVERY_CHUNK: Final = ("ollama", "openrouter", "together")
 
 every_kind: Final = pytest.mark.parametrize("kind", KINDS)
 every_way: Final = pytest.mark.parametrize("way", WAYS)
 every_fault: Final = pytest.mark.parametrize("fault", FAULTS)
-
-
-def every_kind_but(kinds: Collection[str], reason: str) -> pytest.MarkDecorator:
-    """Parametrize over all kinds; these are known to fail."""
-    mark = pytest.mark.xfail(reason=reason, strict=True)
-    return pytest.mark.parametrize("kind", [pytest.param(kind, marks=[mark] * (kind in kinds)) for kind in KINDS])
 
 
 MakeClient = Callable[[Running], AsyncOpenAI]
@@ -217,7 +209,7 @@ async def test_chunks_share_one_identity_and_end_with_the_usage(
     assert len(said) > 20
 
 
-@every_kind_but(ROLE_IN_EVERY_CHUNK, "the role that the host repeats in every chunk goes through")
+@every_kind
 async def test_the_role_is_said_once(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """The client's own helper adds roles up, so the first chunk has it and no other."""
     client = make_client(await make_gateway(kind, default=SHORT))
@@ -466,7 +458,7 @@ def _check_prefix(heard: Heard) -> None:
     assert heard.text != whole
 
 
-@every_kind_but(["mistral"], "Mistral's error event is taken for a chunk")
+@every_kind
 async def test_the_providers_own_error_is_told(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """What the provider said in the middle of its stream is the client's error, not that the stream was cut."""
     client = make_client(await make_gateway(config=faulty(kind), default=SHORT))
@@ -477,7 +469,7 @@ async def test_the_providers_own_error_is_told(make_gateway: MakeGateway, make_c
     assert {chunk.object for chunk in chunks if chunk.choices} == {"chat.completion.chunk"}
 
 
-@every_kind_but([kind for kind in KINDS if kind not in OTHER_SHAPES], "a second finish goes through")
+@every_kind
 async def test_a_finish_said_twice_is_heard_once(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """A provider that repeats its finish ends the client's choice once."""
     client = make_client(await make_gateway(kind, default=_quick("token_count=60&after_finish=duplicate")))
@@ -486,7 +478,7 @@ async def test_a_finish_said_twice_is_heard_once(make_gateway: MakeGateway, make
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == ["stop"]
 
 
-@every_kind_but(["google"], "the usage of what comes after the finish replaces the answer's")
+@every_kind
 async def test_what_comes_after_the_finish_is_not_heard(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:

@@ -263,6 +263,17 @@ def test_an_answer_of_another_wire_is_rendered() -> None:
     ]
 
 
+def test_every_piece_of_a_long_text_is_rendered_alike() -> None:
+    """Whatever is kept from one piece to the next belongs to this choice and this name."""
+    words = ["a", "b", '"c"', "d\n", "é"]
+    events: list[Event] = [TextDelta(word, index) for word in words for index in (0, 1)]
+    documents = shown(START, *events)
+    assert {(item["id"], item["created"], item["model"]) for item in documents} == {("msg_1", 3, "claude")}
+    for index in (0, 1):
+        told = [item["choices"][0]["delta"] for item in documents if item["choices"][0]["index"] == index]
+        assert told == [{"role": "assistant", "content": "a"}, *({"content": word} for word in words[1:])]
+
+
 def test_what_the_provider_does_not_call_itself_is_taken_from_the_call() -> None:
     """Gemini has no time, others no id."""
     [document] = shown(StreamStarted("", ""), TextDelta("a"))

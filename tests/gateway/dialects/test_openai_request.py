@@ -204,6 +204,18 @@ def test_a_tools_result_says_which_call_it_answers() -> None:
     assert (message.role, message.text, message.tool_call_id) == ("tool", "1", "a")
 
 
+def test_a_hosts_own_tool_is_kept_for_the_host() -> None:
+    """Its source goes to a provider of the same wire; for any other it is not a function."""
+    tool = {"type": "browser_search", "depth": 2}
+    assert read({"tools": [tool]}).tools == (Tool(name="browser_search", is_custom=True, source=tool),)
+
+
+def test_a_count_of_logprobs_asks_for_them() -> None:
+    """As some hosts have it."""
+    assert read({"logprobs": 5}).logprobs
+    assert not read({"logprobs": 0}).logprobs
+
+
 def test_legacy_functions_are_tools() -> None:
     """A call is answered by its name, because it has no id."""
     asked = turn(role="assistant", content=None, function_call={"name": "f", "arguments": "{}"})
@@ -263,6 +275,7 @@ def test_a_tool_choice_is_read_in_all_its_forms(choice: Any, expected: ToolChoic
         ({"type": "text"}, ResponseFormat(kind="text")),
         ({"type": "json_object"}, ResponseFormat(kind="json_object")),
         ({"type": "json_schema", "json_schema": {}}, ResponseFormat(kind="json_schema")),
+        ({"type": "regex", "pattern": "a*"}, ResponseFormat(kind="other", name="regex")),
         (
             {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True, "description": "d"}},
             ResponseFormat(kind="json_schema", name="n", schema={}, strict=True, description="d"),
@@ -358,7 +371,13 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize(
-    ("field", "kind"), [(field, kind) for field in EXPECTED for kind in KINDS if EXPECTED[field] != kind]
+    ("field", "kind"),
+    [
+        (field, kind)
+        for field in EXPECTED
+        for kind in KINDS
+        if kind != EXPECTED[field] and (field, kind) != ("logprobs", "a number")
+    ],
 )
 def test_a_field_of_the_wrong_kind_is_named(field: str, kind: str) -> None:
     """With what was expected and what came, but not its value."""
@@ -465,7 +484,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
         {**HELLO, "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [CANARY]}}},
         "tool_choice",
     ),
-    ({**HELLO, "response_format": {"type": CANARY}}, "response_format"),
+    ({**HELLO, "response_format": {"type": 1}}, "response_format"),
     ({**HELLO, "response_format": {"type": "json_schema"}}, "response_format"),
     (
         {**HELLO, "response_format": {"type": "json_schema", "json_schema": {"schema": CANARY}}},

@@ -202,7 +202,6 @@ async def test_a_page_without_any_library_learns_of_a_broken_answer(make_gateway
     assert ANSWER.startswith(said)
 
 
-@pytest.mark.xfail(reason="a browser drops what it has not yet handed on when the connection ends", strict=True)
 async def test_a_page_without_any_library_has_all_that_came_before_the_break(
     make_gateway: MakeGateway, page: Page
 ) -> None:

@@ -98,7 +98,7 @@ def broken(*documents: dict[str, Any]) -> tuple[list[Event], UpstreamError]:
 
 
 def test_an_answer_is_started_told_finished_and_counted() -> None:
-    """The last usage is the whole one: cumulative totals take the place of the first ones."""
+    """The last usage is the whole one, cumulative totals in the place of the first ones; the finish comes behind it."""
     events = decode(
         START, block_start(0, "text", text=""), PING, text("Hel"), text("lo"), text(""),
         {"type": "content_block_stop", "index": 0}, end("end_turn", output_tokens=7), STOP,
@@ -108,36 +108,69 @@ def test_an_answer_is_started_told_finished_and_counted() -> None:
         UsageReported(Usage(5, 1)),
         TextDelta("Hel"),
         TextDelta("lo"),
-        ChoiceFinished("stop", "end_turn"),
         UsageReported(Usage(5, 7)),
+        ChoiceFinished("stop", "end_turn"),
     ]
 
 
 def test_every_event_of_a_document_carries_its_json() -> None:
     """A dialect that speaks the same wire writes a document when all its events have come."""
     decoder = AnthropicDecoder(CALL)
-    events = decoder.feed(sse(START, PING, text("a"), end("end_turn", output_tokens=2)))
+    events = decoder.feed(sse(START, PING, text("a"), end("end_turn", output_tokens=2), STOP))
     frames = [event.frame for event in events]
     assert [frame and (msgspec.json.decode(frame.data), frame.event_count, frame.wire) for frame in frames] == [
         (START, 2, ANTHROPIC_EVENT),
         (START, 2, ANTHROPIC_EVENT),
         (text("a"), 1, ANTHROPIC_EVENT),
-        (end("end_turn", output_tokens=2), 2, ANTHROPIC_EVENT),
-        (end("end_turn", output_tokens=2), 2, ANTHROPIC_EVENT),
+        (end("end_turn", output_tokens=2), 1, ANTHROPIC_EVENT),
+        (STOP, 1, ANTHROPIC_EVENT),
     ]
     assert frames[0] is frames[1]
 
 
 def test_only_message_stop_completes_a_stream() -> None:
-    """A stop reason is not yet the end."""
+    """A stop reason is not yet the end: nobody hears of a finish before it, and the cost is known all the same."""
     decoder = AnthropicDecoder(CALL)
-    decoder.feed(sse(START, text("a"), end("end_turn", output_tokens=2)))
+    events = decoder.feed(sse(START, text("a"), end("end_turn", output_tokens=2)))
+    assert bare(events)[2:] == [TextDelta("a"), UsageReported(Usage(5, 2))]
     assert not decoder.is_complete
     with pytest.raises(StreamInterrupted) as raised:
         decoder.finish()
     assert raised.value.code == "stream_truncated"
-    assert decoder.feed(sse(STOP)) == []
+    assert bare(decoder.feed(sse(STOP))) == [ChoiceFinished("stop", "end_turn")]
     assert decoder.finish() == []
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        text("b"),
+        delta(0, "thinking_delta", thinking="Hm"),
+        block_start(2, "text", text="b"),
+        block_start(2, "tool_use", id="b", name="g", input={}),
+        delta(1, "input_json_delta", partial_json='{"b":'),
+        end("end_turn"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("native", "reason"), [("tool_use", "tool_calls"), ("max_tokens", "length")])
+def test_what_is_said_behind_the_stop_reason_is_not_heard(late: dict[str, Any], native: str, reason: str) -> None:
+    """No more of the answer, no arguments for a call that was cut off, no other reason."""
+    call = [block_start(1, "tool_use", id="a", name="f"), delta(1, "input_json_delta", partial_json='{"a":1}')]
+    assert decode(START, text("a"), *call, end(native, output_tokens=2), late, STOP)[2:] == [
+        TextDelta("a"),
+        ToolCallStarted(0, "a", "f"),
+        ToolCallDelta(0, '{"a":1}'),
+        UsageReported(Usage(5, 2)),
+        ChoiceFinished(reason, native),  # type: ignore[arg-type]  # a word out of the table above
+    ]
+
+
+def test_a_call_cut_off_before_its_arguments_gets_none_from_a_later_block() -> None:
+    """The block would settle it, if it came before the stop reason."""
+    late = block_start(2, "text", text="b")
+    events = decode(START, block_start(1, "tool_use", id="a", name="f", input={}), end("max_tokens"), late, STOP)
+    assert [type(event) for event in events[2:4]] == [ToolCallStarted, ChoiceFinished]
 
 
 def test_message_stop_says_that_nothing_more_needs_to_be_read() -> None:
@@ -179,7 +212,7 @@ def test_thinking_is_reasoning_and_its_signature_nothing() -> None:
         delta(2, "text_delta", text="Yes"), end("end_turn", output_tokens=1), STOP,
     )  # fmt: skip
     assert events[2:4] == [ReasoningDelta("Hm"), TextDelta("Yes")]
-    assert isinstance(events[4], ChoiceFinished)
+    assert events[4:] == [UsageReported(Usage(5, 1)), ChoiceFinished("stop", "end_turn")]
 
 
 def test_a_block_may_begin_with_words() -> None:
@@ -215,8 +248,8 @@ def test_calls_are_counted_by_themselves_and_not_by_their_blocks() -> None:
         ToolCallDelta(0, '"Oslo"}'),
         ToolCallStarted(1, "toolu_2", "time"),
         ToolCallDelta(1, "{}"),
-        ChoiceFinished("tool_calls", "tool_use"),
         UsageReported(Usage(5, 9)),
+        ChoiceFinished("tool_calls", "tool_use"),
     ]
 
 
@@ -257,8 +290,8 @@ def test_a_stop_reason_is_told_in_both_words(native: str, reason: str) -> None:
     """One that is not known is a stop; a pause is not."""
     assert decode(START, text("a"), end(None, output_tokens=1), end(native, output_tokens=3), STOP)[3:] == [
         UsageReported(Usage(5, 1)),
-        ChoiceFinished(reason, native),  # type: ignore[arg-type]  # a word out of the table above
         UsageReported(Usage(5, 3)),
+        ChoiceFinished(reason, native),  # type: ignore[arg-type]  # a word out of the table above
     ]
 
 

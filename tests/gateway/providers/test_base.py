@@ -8,6 +8,7 @@ from gateway.core.events import (
     ChoiceFinished,
     Event,
     ReasoningDelta,
+    RefusalDelta,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -16,7 +17,14 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
-from gateway.providers.base import EventDecoder, ProviderOptions, UpstreamRequest, estimate_tokens, is_finished
+from gateway.providers.base import (
+    EventDecoder,
+    ProviderOptions,
+    UpstreamRequest,
+    estimate_tokens,
+    is_finished,
+    with_usage,
+)
 from gateway.providers.errors import ErrorBody, malformed, upstream_error
 
 CALL = Call(request_id="r1", messages=(Message(role="user", parts=(TextPart("12345678"),)),))
@@ -147,6 +155,28 @@ def test_usage_is_estimated_where_the_provider_reported_none() -> None:
     decoder = WordDecoder(CALL)
     decoder.feed(sse("start", "abcd", "call", "end"))
     assert decoder.finish() == [UsageReported(Usage(2, 3, is_estimated=True))]
+
+
+def test_usage_of_a_whole_answer_is_estimated_where_none_was_reported() -> None:
+    """All that was said counts, as it does in a stream; the answer's own events are left alone."""
+    answer = [
+        StreamStarted("a", "m"),
+        ReasoningDelta("1234"),
+        TextDelta("12345"),
+        RefusalDelta("123"),
+        ToolCallStarted(0, "c", "f"),
+        ToolCallDelta(0, "{}{}"),
+        ChoiceFinished("stop"),
+    ]
+    given = list(answer)
+    assert with_usage(CALL, given) == [*answer, UsageReported(Usage(2, 4, is_estimated=True))]
+    assert given == answer
+
+
+def test_usage_of_a_whole_answer_that_was_reported_is_the_providers() -> None:
+    """Nothing is added to it, wherever it stands."""
+    answer = [StreamStarted("a", "m"), UsageReported(Usage(1, 2)), TextDelta("12345"), ChoiceFinished("stop")]
+    assert with_usage(CALL, answer) == answer
 
 
 def test_wire_must_say_how_it_is_read() -> None:

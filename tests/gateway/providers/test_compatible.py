@@ -7,6 +7,8 @@ import pytest
 
 from gateway.core.call import Call, Target
 from gateway.core.errors import ConfigError, StreamInterrupted
+from gateway.core.events import ChoiceFinished, StreamStarted, TextDelta
+from gateway.core.lifecycle import Lifecycle
 from gateway.dialects.openai_request import read_request
 from gateway.providers.base import ProviderOptions, UpstreamRequest
 from gateway.providers.compatible import HOSTS, OpenAICompatible
@@ -203,3 +205,14 @@ def test_only_snowflake_ends_without_a_finish_reason(host: str, *, is_whole: boo
     else:
         with pytest.raises(StreamInterrupted):
             decoder.finish()
+
+
+def test_a_choice_that_a_whole_answer_has_twice_is_read_once() -> None:
+    """What is passed on stays legal: the first is the choice, and a second finish of it is none."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
+    again = {"message": {"content": "b"}, "finish_reason": "length", "index": 0}
+    events = make_provider("vllm", base_url="http://x").answer(
+        make_call({}), msgspec.json.encode({"id": "a", "choices": [choice, again]})
+    )
+    assert [type(event) for event in events] == [StreamStarted, TextDelta, ChoiceFinished]
+    assert Lifecycle().admit(events) == events

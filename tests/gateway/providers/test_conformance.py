@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.core.call import Call, Message, Target, TextPart, Tool
 from gateway.core.errors import StreamInterrupted, UpstreamError
-from gateway.core.events import Event, StreamStarted, UsageReported
+from gateway.core.events import ChoiceFinished, Event, StreamStarted, UsageReported
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.transcript import Transcript
 from gateway.dialects.openai_request import read_request
@@ -191,14 +191,20 @@ def test_where_a_stream_is_split_and_how_its_lines_end_does_not_matter(kind: str
 
 
 def test_a_cut_stream_never_finishes(kind: str) -> None:
-    """At whatever byte: before the end marker it is an interruption, behind it nothing of the answer is missing."""
+    """At whatever byte: before the end marker it is an interruption, behind it nothing of the answer is missing.
+
+    And whoever listened until the interruption has heard of no finish.
+    """
     stream, marker = STREAMS[kind]
     text, calls, finish, _ = said(read(kind, [stream]))
     for at in range(len(stream)):
+        decoder = make_provider(kind).decoder(CALL)
+        events = decoder.feed(stream[:at])
         try:
-            events = read(kind, [stream[:at]])
+            events += decoder.finish()
         except StreamInterrupted as error:
             assert error.retryable  # noqa: PT017, a cut that ends well is legal behind the marker
+            assert not any(isinstance(event, ChoiceFinished) for event in events)
         else:
             assert at > stream.index(marker)
             assert said(events)[:3] == (text, calls, finish)

@@ -190,7 +190,10 @@ def test_words_of_the_provider_are_kept() -> None:
             {"error": {"message": "no", "type": "t", "param": "p", "code": "c"}},
             ErrorBody("no", "c", "t", "p"),
         ),
-        ([{"error": {"message": "no", "status": "BAD", "code": 400}}], ErrorBody("no", "400", "BAD")),
+        ([{"error": {"message": "no", "status": "BAD", "code": 400}}], ErrorBody("no", "", "BAD")),
+        ({"error": {"message": "no", "code": "503"}}, ErrorBody("no")),
+        ({"message": "no", "type": "t", "code": 3051}, ErrorBody("no", "", "t")),
+        ({"message": "no", "code": "error.3051-b"}, ErrorBody("no", "error.3051-b")),
         ({"error": "no\nway"}, ErrorBody("no way")),
         ({"detail": "no", "code": True}, ErrorBody("no")),
         ({"msg": "no", "code": "two words"}, ErrorBody("no")),
@@ -207,6 +210,22 @@ def test_error_bodies_of_all_shapes_are_read(document: Any, said: ErrorBody) -> 
     assert read_error_body(json.dumps(document).encode(), "hush") == said
     if not isinstance(document, list):
         assert error_from_json(document, "hush") == said
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "code"),
+    [
+        (400, b'{"error": {"message": "no", "code": 400}}', "upstream_refused"),
+        (400, b'{"error": {"message": "no", "code": 400, "status": "BAD"}}', "BAD"),
+        (429, b'{"error": {"message": "no", "code": "429"}}', "upstream_busy"),
+        (503, b'{"error": {"message": "no", "code": 503}}', "upstream_busy"),
+        (502, b'{"error": {"message": "no", "code": 502}}', "upstream_failed"),
+        (500, b'{"error": {"message": "no", "code": 0}}', "upstream_failed"),
+    ],
+)
+def test_number_is_no_code(status: int, said: bytes, code: str) -> None:
+    """It says the status once more; a client has a word, the provider's or else that of the kind of error."""
+    assert upstream_error(status, read_error_body(said)).code == code
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"a": "\xff"}', b"[" * 100_000])

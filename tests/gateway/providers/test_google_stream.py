@@ -348,10 +348,16 @@ def test_usage_may_follow_the_finish() -> None:
     assert fold(decode(text("a", finish="STOP"), used(3, 4))).usage == Usage(3, 4)
 
 
-def test_usage_without_counts_is_estimated() -> None:
+@pytest.mark.parametrize("counts", [{"trafficType": "ON_DEMAND"}, {"promptTokenCount": 0, "candidatesTokenCount": 0}])
+def test_usage_without_counts_is_estimated(counts: dict[str, Any]) -> None:
     """Vertex sends totals that count nothing before the end; if none ever does, lengths must do."""
-    usage = fold(decode(text("abcdefgh", finish="STOP", usageMetadata={"trafficType": "ON_DEMAND"}))).usage
+    usage = fold(decode(text("abcdefgh", finish="STOP", usageMetadata=counts))).usage
     assert usage == Usage(0, 2, is_estimated=True)
+
+
+def test_usage_of_nothing_does_not_replace_what_was_counted() -> None:
+    """A chunk behind the finish may count anew, from nothing."""
+    assert fold(decode(text("a", finish="STOP", **used(3, 4)), used(0, 0))).usage == Usage(3, 4)
 
 
 def test_cut_stream_keeps_what_it_has_cost() -> None:

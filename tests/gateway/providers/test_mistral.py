@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from gateway.core.call import Call, Target
+from gateway.core.errors import StreamInterrupted, UpstreamBusy
 from gateway.core.events import ReasoningDelta, StreamStarted, TextDelta
 from gateway.dialects.openai_request import read_request
 from gateway.providers.base import ProviderOptions
@@ -123,4 +124,24 @@ def test_its_thinking_becomes_reasoning() -> None:
 def test_its_flat_errors_are_read() -> None:
     """They have no ``error`` around them."""
     error = make_provider().error(422, {}, b'{"object":"error","message":"Extra inputs","type":"invalid","code":3051}')
-    assert (error.message, error.code, error.status_code) == ("Extra inputs", "3051", 422)
+    assert (error.message, error.code, error.status_code) == ("Extra inputs", "invalid", 422)
+
+
+def test_its_flat_error_inside_a_stream_is_no_chunk() -> None:
+    """The good events before it are delivered, and the error says what Mistral said."""
+    flat = {"object": "error", "message": "Slow down, secret-key", "type": "rate_limited", "code": 429}
+    chunk = {"id": "a", "choices": [{"index": 0, "delta": {"role": "assistant", "content": "b"}}]}
+    decoder = make_provider().decoder(make_call({"stream": True}))
+    events = decoder.feed(b"".join(b"data: %b\n\n" % msgspec.json.encode(document) for document in (chunk, flat)))
+    assert [type(event) for event in events] == [StreamStarted, TextDelta]
+    with pytest.raises(StreamInterrupted) as raised:
+        decoder.finish()
+    error = raised.value
+    assert (error.message, error.upstream_status, error.error_type) == ("Slow down, [redacted]", 429, "rate_limited")
+
+
+def test_its_flat_error_in_place_of_an_answer_is_raised() -> None:
+    """A 200 does not make it an answer."""
+    flat = {"object": "error", "message": "Busy", "type": "unavailable", "code": 503}
+    with pytest.raises(UpstreamBusy, match=r"^Busy$"):
+        make_provider().answer(make_call({}), msgspec.json.encode(flat))

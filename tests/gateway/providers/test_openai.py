@@ -273,7 +273,7 @@ def test_a_strict_host_gets_only_what_it_knows_under_its_names() -> None:
     """First renamed, then chosen, then adapted."""
     wire = Wire(
         accepted=frozenset({"model", "random_seed", "messages"}),
-        renamed={"seed": "random_seed"},
+        renamed={"seed": "random_seed", "stop": "until"},
         adapt=lambda body, call: body.update(adapted=call.request_id),
     )
     assert write_body(make_call({"seed": 3, "x": 1, "stream": True}), wire) == {

@@ -226,6 +226,29 @@ def test_a_missing_role_is_added_to_the_first_chunk_of_every_choice() -> None:
     assert mended({**IDENTITY, "choices": []}, text("a"))["choices"][0]["delta"]["role"] == "assistant"
 
 
+def test_a_role_that_is_said_again_is_taken_out() -> None:
+    """OpenAI's own helper would make it ``assistantassistant``."""
+    again = chunk({"role": "assistant", "content": "a", "x": 1})
+    assert mended(ROLE, again) == chunk({"content": "a", "x": 1})
+    assert mended(ROLE, chunk({"role": "assistant"}, index=1)) == chunk({"role": "assistant"}, index=1)
+
+
+def test_a_finish_that_is_said_again_is_taken_out() -> None:
+    """OpenRouter repeats it on the chunk with the usage, which is kept."""
+    again = {**STOP, "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    assert mended(ROLE, STOP, again) == {**again, "choices": chunk()["choices"]}
+    assert decode(ROLE, STOP, again) == [START, ChoiceFinished("stop", "stop"), UsageReported(Usage(3, 1))]
+
+
+def test_a_choice_that_has_its_role_gets_none_from_its_neighbour() -> None:
+    """Each choice is mended by itself."""
+    both = {**IDENTITY, "choices": [{"index": index, "delta": {"content": "a"}} for index in (0, 1)]}
+    assert [choice["delta"] for choice in mended(ROLE, both)["choices"]] == [
+        {"content": "a"},
+        {"content": "a", "role": "assistant"},
+    ]
+
+
 def test_missing_indices_are_the_choices_places() -> None:
     """In the frame and in the events."""
     odd = {**IDENTITY, "choices": [{"delta": {"role": "assistant", "content": word}} for word in "ab"]}
@@ -257,6 +280,7 @@ def test_a_list_of_contents_becomes_text_and_reasoning() -> None:
     """Mistral's thinking models send one."""
     parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
     assert mended(ROLE, chunk({"content": parts})) == chunk({"content": "a", "reasoning_content": "hm"})
+    assert mended(ROLE, chunk({"content": parts[1:]})) == chunk({"content": "a"})
     assert decode(ROLE, chunk({"content": parts}), STOP)[1:3] == [ReasoningDelta("hm"), TextDelta("a")]
 
 
@@ -555,8 +579,8 @@ def test_text_and_a_second_finish_after_the_finish_are_dropped() -> None:
 
 FAILURES: list[tuple[Any, type[UpstreamError], str]] = [
     ({"error": {"message": "Busy", "type": "server_error", "code": None}}, UpstreamFailed, "upstream_failed"),
-    ({"error": {"message": "Busy", "code": 503}}, UpstreamBusy, "503"),
-    ({"error": {"message": "Busy", "code": "429"}}, UpstreamBusy, "429"),
+    ({"error": {"message": "Busy", "code": 503}}, UpstreamBusy, "upstream_busy"),
+    ({"error": {"message": "Busy", "code": "429"}}, UpstreamBusy, "upstream_busy"),
     ({"error": {"message": "Busy", "status_code": 429, "code": "slow_down"}}, UpstreamBusy, "slow_down"),
     ({"error": {"message": "Busy", "type": "invalid_request_error"}}, UpstreamRefused, "invalid_request_error"),
     ({"error": "Busy"}, UpstreamFailed, "upstream_failed"),
@@ -564,8 +588,9 @@ FAILURES: list[tuple[Any, type[UpstreamError], str]] = [
     (
         {**chunk({"content": ""}, "error"), "error": {"message": "Busy", "code": 502, "metadata": {}}},
         UpstreamFailed,
-        "502",
+        "upstream_failed",
     ),
+    ({"object": "error", "message": "Busy", "type": "rate_limited", "code": 429}, UpstreamBusy, "upstream_busy"),
 ]
 
 

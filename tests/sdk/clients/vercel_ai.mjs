@@ -58,13 +58,17 @@ function toolsOf(job, make) {
 
 async function stream(asked, heard) {
   const result = streamText({ ...asked, onError: () => {} });
+  heard.told = [];
   heard.parts = [];
   for await (const part of result.fullStream) {
     if (heard.parts.at(-1) !== part.type) heard.parts.push(part.type);
     if (part.type === "text-delta") heard.text += part.text;
     if (part.type === "reasoning-delta") heard.reasoning += part.text;
     if (part.type === "tool-call") heard.calls.push([part.toolName, part.input]);
-    if (part.type === "error") heard.error = `${part.error.name ?? "error"}: ${part.error.message}`;
+    if (part.type === "error") {
+      heard.error = `${part.error.name ?? "error"}: ${part.error.message}`;
+      heard.told.push(part.error.message);
+    }
     if (part.type === "finish") [heard.finish, heard.usage] = [part.finishReason, part.totalUsage];
   }
 }
