@@ -48,6 +48,8 @@ TOOLS: Final = [
 ]
 WAYS: Final = ("create", "helper", "whole")
 PIXEL: Final = base64.b64encode(b"\x89PNG\r\n\x1a\n not much of an image").decode()
+OTHER_WIRES: Final = ("anthropic", "google", "llama")
+"""What they say is rendered anew; the others' is passed on."""
 
 every_kind: Final = pytest.mark.parametrize("kind", KINDS)
 every_way: Final = pytest.mark.parametrize("way", WAYS)
@@ -231,6 +233,21 @@ async def test_every_chunk_has_a_choice_when_usage_is_not_asked_for(
     # Azure begins with what its filter thinks of the prompt, in a chunk without choices, and its clients know that
     assert all(chunk.choices for chunk in chunks[kind == "azure" :])
     assert _gathered(chunks).text == text_of(scene_of(("user", PROMPT)).answers[0])
+
+
+@every_kind
+async def test_a_whole_answer_that_says_nothing_of_its_cost_is_counted(
+    make_gateway: MakeGateway, make_client: MakeClient, kind: str
+) -> None:
+    """A wire that has to be rendered gets the estimate; what speaks OpenAI's own goes out as the provider wrote it."""
+    heard = await hear(make_client(await make_gateway(kind, default=_quick("token_count=60&no_usage"))), "whole")
+    assert heard.text == text_of(scene_of(("user", PROMPT)).answers[0])
+    assert heard.finish_reason == "stop"
+    if kind in OTHER_WIRES:
+        tokens = [-(-len(text) // 4) for text in (PROMPT, heard.text)]
+        assert _counts(heard.usage) == (*tokens, sum(tokens))
+    else:
+        assert heard.usage is None
 
 
 # --- what is asked

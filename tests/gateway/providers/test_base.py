@@ -159,7 +159,7 @@ def test_usage_is_estimated_where_the_provider_reported_none() -> None:
 
 def test_usage_of_a_whole_answer_is_estimated_where_none_was_reported() -> None:
     """All that was said counts, as it does in a stream; the answer's own events are left alone."""
-    answer = [
+    answer: list[Event] = [
         StreamStarted("a", "m"),
         ReasoningDelta("1234"),
         TextDelta("12345"),
@@ -175,7 +175,8 @@ def test_usage_of_a_whole_answer_is_estimated_where_none_was_reported() -> None:
 
 def test_usage_of_a_whole_answer_that_was_reported_is_the_providers() -> None:
     """Nothing is added to it, wherever it stands."""
-    answer = [StreamStarted("a", "m"), UsageReported(Usage(1, 2)), TextDelta("12345"), ChoiceFinished("stop")]
+    reported = UsageReported(Usage(1, 2))
+    answer: list[Event] = [StreamStarted("a", "m"), reported, TextDelta("12345"), ChoiceFinished("stop")]
     assert with_usage(CALL, answer) == answer
 
 
