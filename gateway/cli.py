@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -77,6 +78,7 @@ def _serve(options: argparse.Namespace) -> int:
     async def run(stopped: asyncio.Event) -> None:
         try:
             await gateway.start()
+            _calm_collector()
             _greet(gateway)
             await stopped.wait()
         finally:
@@ -120,6 +122,16 @@ def _simulate(options: argparse.Namespace) -> int:
 
     _run(run)
     return 0
+
+
+def _calm_collector() -> None:
+    """Let the garbage collector look less often, and not at what stays: it took 8 % of the relay's time.
+
+    Hardly anything here is a cycle; what a stream leaves behind goes by its reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
 
 
 def _allow_many_sockets() -> None:

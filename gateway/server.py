@@ -170,15 +170,12 @@ class Server:
         )
         call = replace(call, flow=stream)
         work = asyncio.ensure_future(_guarded(pipeline(call, stream.send), call))
+        work.add_done_callback(stream.wake)
         try:
-            await asyncio.wait(
-                {work, stream.committed}, timeout=options.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-            )
-            if work.done() and not stream.committed.done():
-                work.result()  # raises what is to be told by a status
+            await stream.committed
+            if not stream.has_begun:
+                await work  # raises what is to be told by a status
             response = await self._commit(request, stream, dialect)
-            if not stream.committed.done():
-                stream.heartbeat()
             await self._end(work, stream, response)
             return response
         finally:

@@ -36,7 +36,8 @@ LINGER_S = 10.0
 class ClientStream:
     """One stream to one client: a ``send`` for the pipeline, a ``Flow`` for the provider's reader.
 
-    ``committed`` is done when the first batch is there; then the server prepares the response and calls ``open``.
+    ``committed`` is done when there is something to write, an answer or a sign of life, or when the work has ended:
+    then the server prepares the response and calls ``open``, or tells by a status why it does not.
     """
 
     def __init__(self, encoder: Encoder, *, heartbeat_s: float, write_timeout_s: float) -> None:
@@ -46,10 +47,10 @@ class ClientStream:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._pending: list[bytes] = []
-        self._beat: asyncio.TimerHandle | None = None
         self._drain: asyncio.TimerHandle | None = None
         self._written_at_s = self._loop.time()
         self._writable: asyncio.Future[None] | None = None
+        self._beat = self._loop.call_later(heartbeat_s, self._first_heartbeat)
         self.committed: asyncio.Future[None] = self._loop.create_future()
         self.started: StreamStarted | None = None
 
@@ -66,10 +67,7 @@ class ClientStream:
             return
         if transport.is_closing():
             raise ClientGone("the client has left")
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        self._written_at_s = self._loop.time()
-        if transport.get_write_buffer_size() > HIGH_WATER_BYTES and self._writable is None:
-            self._pause(transport)
+        self._write(transport, data)
 
     @property
     def is_paused(self) -> bool:
@@ -85,17 +83,24 @@ class ClientStream:
 
     # --- what the server calls
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to write, so that an error can no longer be told by a status."""
+        return bool(self._pending)
+
+    def wake(self, _: object = None) -> None:
+        """The server need not wait any longer: the work has ended, or there is something to write."""
+        if not self.committed.done():
+            self.committed.set_result(None)
+
     def open(self, transport: asyncio.WriteTransport) -> None:
         """The response's headers are written: from now on, so is everything else."""
+        self._beat.cancel()
         self._transport = transport
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._write(data)
+        if self._pending:
+            self._write(transport, b"".join(self._pending))
+            self._pending.clear()
         self._beat = self._loop.call_later(self._heartbeat_s, self._heartbeat)
-
-    def heartbeat(self) -> None:
-        """Write a sign of life."""
-        self._write(self._encoder.heartbeat())
 
     def finish(self) -> bytes:
         """Return the dialect's own end, to be written together with the end of the body."""
@@ -108,7 +113,8 @@ class ClientStream:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self._write(self._encoder.error(error))
+        if last_words := self._encoder.error(error):
+            self._write(transport, last_words)
         try:
             await asyncio.sleep(LAST_WORDS_S)
         finally:
@@ -126,21 +132,30 @@ class ClientStream:
             self.started = next((event for event in events if isinstance(event, StreamStarted)), None)
         if data:
             self._pending.append(data)
-        if not self.committed.done():
-            self.committed.set_result(None)
+            self.wake()
 
-    def _write(self, data: bytes) -> None:
-        if data and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-            self._written_at_s = self._loop.time()
+    def _write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        """Write ``data`` as one chunk, and pause when the client's socket does not take it."""
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._written_at_s = self._loop.time()
+        if transport.get_write_buffer_size() > HIGH_WATER_BYTES and self._writable is None:
+            self._pause(transport)
+
+    def _first_heartbeat(self) -> None:
+        """Begin the response with a sign of life, if the dialect has one; it commits the status."""
+        if beat := self._encoder.heartbeat():
+            self._pending.append(beat)
+            self.wake()
 
     def _heartbeat(self) -> None:
         """Beat if nothing was written for as long as a beat takes, and look again when that could be so."""
+        transport, now_s = self._transport, self._loop.time()
         due_at_s = self._written_at_s + self._heartbeat_s
-        if self._loop.time() >= due_at_s:
-            if self._writable is None:
-                self.heartbeat()
-            due_at_s = self._loop.time() + self._heartbeat_s
+        if now_s >= due_at_s:
+            beat = self._encoder.heartbeat()
+            if beat and self._writable is None and transport is not None and not transport.is_closing():
+                self._write(transport, beat)
+            due_at_s = now_s + self._heartbeat_s
         self._beat = self._loop.call_at(due_at_s, self._heartbeat)
 
     def _pause(self, transport: asyncio.WriteTransport) -> None:

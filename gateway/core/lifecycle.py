@@ -69,7 +69,10 @@ class Lifecycle:
 
     def admit(self, events: Sequence[Event]) -> list[Event]:
         """Return the events that may be passed on, in their order."""
-        return [event for event in events if self._allows(event)]
+        is_open = self._open
+        return [
+            event for event in events if (type(event) is TextDelta and event.index in is_open) or self._allows(event)
+        ]
 
     def _allows(self, event: Event) -> bool:
         if self._is_legal(event):

@@ -159,8 +159,11 @@ class EventDecoder:
                 return events
         admitted = self._lifecycle.admit(events)
         for event in admitted:
-            self._character_count += _length(event)
-            self._has_usage |= type(event) is UsageReported
+            if type(event) is TextDelta:
+                self._character_count += len(event.text)
+            else:
+                self._character_count += _length(event)
+                self._has_usage |= type(event) is UsageReported
         return admitted
 
     def _estimate(self) -> Usage:

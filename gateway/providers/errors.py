@@ -7,7 +7,7 @@ short, and without anything that looks like a key.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from math import isfinite
@@ -158,15 +158,22 @@ def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
     message = inner.get("message") or inner.get("detail") or inner.get("msg") or ""
     return ErrorBody(
         clean_message(message, *secrets) if isinstance(message, str) else "",
-        _word(inner.get("code")),
-        _word(inner.get("type") or inner.get("status")),
-        inner.get("param") if isinstance(inner.get("param"), str) else None,
+        _word(inner.get("code"), secrets),
+        _word(inner.get("type") or inner.get("status"), secrets),
+        _param(inner.get("param"), secrets),
     )
 
 
-def _word(value: object) -> str:
+def _word(value: object, secrets: Sequence[str | None]) -> str:
     """A code is a word; a number is the status once more, and anything longer is no code."""
-    return value if isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.\-]{0,63}", value) else ""
+    is_word = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.\-]{0,63}", value)
+    return value if is_word and clean_message(value, *secrets) == value else ""
+
+
+def _param(value: object, secrets: Sequence[str | None]) -> str | None:
+    """A parameter is a path such as ``messages[0].content``."""
+    is_path = isinstance(value, str) and re.fullmatch(r"[\w.\-\[\]]{1,128}", value)
+    return value if is_path and clean_message(value, *secrets) == value else None
 
 
 MALFORMED = "malformed_stream"
