@@ -33,7 +33,7 @@ from gateway.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted
+from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
@@ -91,10 +91,11 @@ class Upstream:
         if limit and upstream.in_flight_count >= limit:
             raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
         upstream.in_flight_count += 1
+        attempt = _Attempt(call, send, upstream)
         try:
-            await _Attempt(call, send, upstream).run(self._session)
+            await attempt.run(self._session)
         except UpstreamError as error:
-            error.target, error.attempt = call.target, call.attempt
+            error.target, error.attempt, error.was_sent = call.target, call.attempt, attempt.has_sent
             raise
         finally:
             upstream.in_flight_count -= 1
@@ -106,7 +107,6 @@ class _Attempt:
     __slots__ = (
         "_call",
         "_decoder",
-        "_has_sent",
         "_headers",
         "_held",
         "_is_whole",
@@ -115,6 +115,7 @@ class _Attempt:
         "_proxy",
         "_send",
         "_watch",
+        "has_sent",
     )
 
     def __init__(self, call: Call, send: Send, upstream: ConfiguredProvider) -> None:
@@ -126,7 +127,7 @@ class _Attempt:
         self._watch = Watch(upstream.limits, is_stream=call.stream, flow=call.flow)
         self._decoder: Decoder | None = None
         self._held: list[Event] = []
-        self._has_sent = False
+        self.has_sent = False
         self._is_whole = False
         self._headers: Mapping[str, str] = {}
 
@@ -198,24 +199,28 @@ class _Attempt:
         """Pass on what one read brought; returns whether the answer is complete."""
         events = decoder.feed(data)
         if events:
-            self._pass_on(events)
+            if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
+                self._watch.note_progress()
+                self._send(events)
+            else:
+                self._pass_on(events)
         return decoder.is_complete
 
     def _pass_on(self, events: list[Event]) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
         if isinstance(events[0], TOKEN_EVENTS) or any(isinstance(event, _VISIBLE) for event in events):
             self._watch.note_progress()
-        elif not self._has_sent:
+        elif not self.has_sent:
             self._held += events
             return
-        if self._has_sent:
+        if self.has_sent:
             self._send(events)
         else:
             self._flush(events)
 
     def _flush(self, events: Sequence[Event]) -> None:
         """Send what was held back and ``events``; the start gets the headers that a client may see."""
-        self._has_sent = True
+        self.has_sent = True
         batch = [
             structs.replace(event, headers=self._headers) if isinstance(event, StreamStarted) else event
             for event in (*self._held, *events)
@@ -240,7 +245,7 @@ class _Attempt:
             message = f"the provider sent no further token for {self._limits.stall_timeout_s:g} s"
         else:
             message = f"the answer was not complete after {self._limits.total_timeout_s:g} s"
-        if self._has_sent:
+        if self.has_sent:
             return StreamInterrupted(message, code=code, status_code=504, error_type="read_timeout")
         return UpstreamTimeout(message, code=code)
 

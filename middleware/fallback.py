@@ -6,14 +6,12 @@ on; afterwards it is passed on, because a second answer from the start would be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from gateway.core.call import Call
 from gateway.core.errors import InvalidRequest, UpstreamError
-from gateway.core.events import Event
 from gateway.pipeline import Next, Send
 
 log = structlog.get_logger()
@@ -28,20 +26,13 @@ class Fallback:
         targets = call.route.targets
         if not targets:  # an unknown model, or a request that was refused before: the end of the chain says which
             return await call_next(call, send)
-        has_sent = False
-
-        def note(events: Sequence[Event]) -> None:
-            nonlocal has_sent
-            has_sent = True
-            send(events)
-
         attempt = call.attempt
         for number, target in enumerate(targets, start=1):
             try:
-                return await call_next(replace(call, target=target, attempt=attempt), note)
+                return await call_next(replace(call, target=target, attempt=attempt), send)
             except (UpstreamError, InvalidRequest) as error:
                 attempt = _next_attempt(attempt, error)
-                if has_sent or number == len(targets) or not _is_worth_another(error):
+                if number == len(targets) or not _is_worth_another(error):
                     raise
                 log.warning(
                     "target_failed",
@@ -65,4 +56,6 @@ def _is_worth_another(error: UpstreamError | InvalidRequest) -> bool:
     """
     if isinstance(error, InvalidRequest):
         return True
+    if error.was_sent:
+        return False
     return error.retryable or error.error_type in ("auth", "rate_limited") or error.upstream_status == 404

@@ -9,7 +9,6 @@ An answer that breaks after its first token is not begun again: its error is pas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -17,7 +16,6 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from gateway.core.call import Call
 from gateway.core.errors import UpstreamError
-from gateway.core.events import Event
 from gateway.pipeline import Next, Send
 from gateway.schema import Range
 
@@ -33,22 +31,12 @@ class Resume:
 
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay the first attempt that begins; raises the last error when none does."""
-        has_sent = False
-
-        def note(events: Sequence[Event]) -> None:
-            nonlocal has_sent
-            has_sent = True
-            send(events)
-
-        def may_pass(error: BaseException) -> bool:
-            return not has_sent and isinstance(error, UpstreamError) and _is_worth_waiting(error)
-
         try:
-            return await call_next(call, note)
+            return await call_next(call, send)
         except UpstreamError as error:
             first = error
         retrying = AsyncRetrying(
-            retry=retry_if_exception(may_pass),
+            retry=retry_if_exception(_is_worth_waiting),
             stop=stop_after_attempt(self.max_attempts),
             wait=_wait,
             reraise=True,
@@ -58,11 +46,14 @@ class Resume:
                 number = attempt.retry_state.attempt_number
                 if number == 1:  # made above: what does not fail pays nothing for what would happen if it did
                     raise first
-                await call_next(replace(call, attempt=call.attempt + number - 1), note)
+                await call_next(replace(call, attempt=call.attempt + number - 1), send)
         return None
 
 
-def _is_worth_waiting(error: UpstreamError) -> bool:
+def _is_worth_waiting(error: BaseException) -> bool:
+    """Whether the same attempt may do better later: nobody has seen any of it, and it is not too long until then."""
+    if not isinstance(error, UpstreamError) or error.was_sent:
+        return False
     return error.retryable and (error.retry_after_s or 0.0) <= MAX_WAIT_S
 
 

@@ -140,7 +140,11 @@ class RateLimited(ClientError):
 
 
 class UpstreamError(GatewayError):
-    """The provider's fault. ``target`` and ``attempt`` are filled in where the attempt is made."""
+    """The provider's fault.
+
+    Filled in where the attempt is made: ``target``, ``attempt``, and ``was_sent``, whether any of its answer was passed
+    on. Once it was, nothing may begin again that could be seen twice.
+    """
 
     status_code = 502
     code = "upstream_error"
@@ -148,6 +152,7 @@ class UpstreamError(GatewayError):
     error_type: ErrorType = "server_error"
     target: Target | None = None
     attempt: int = 0
+    was_sent: bool = False
 
     def __init__(
         self,

@@ -84,8 +84,16 @@ class OpenAIChatEncoder:
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """Render what one read from the provider brought."""
-        if len(events) == 1:
-            return self._render(events[0].frame, events)
+        plain = [
+            b"data: %b\n\n" % event.frame.data
+            for event in events
+            if type(event) is TextDelta
+            and event.frame is not None
+            and event.frame.event_count == 1
+            and event.frame.wire == OPENAI_CHUNK
+        ]
+        if len(plain) == len(events):  # nearly all of a stream that came in this very format
+            return plain[0] if len(plain) == 1 else b"".join(plain)
         groups = [list(group) for _, group in groupby(events, key=_frame_id)]
         return b"".join([self._render(group[0].frame, group) for group in groups])
 
@@ -109,10 +117,7 @@ class OpenAIChatEncoder:
 
     def _render(self, frame: Frame | None, events: Sequence[Event]) -> bytes:
         """Write a frame through, or render its events one by one."""
-        event = events[0]
         if frame is not None and frame.wire == OPENAI_CHUNK and frame.event_count == len(events):
-            if type(event) is TextDelta and len(events) == 1:
-                return b"data: %b\n\n" % frame.data
             return self._write_through(frame, events)
         return b"".join([self._render_event(event) for event in events])
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from gateway.core.call import Call
+from gateway.core.errors import UpstreamError
 from gateway.core.events import ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
 from gateway.pipeline import Send
 
@@ -41,13 +42,17 @@ class ScriptedEndpoint:
     async def __call__(self, call: Call, send: Send) -> None:
         """Play the next script, or the last one again."""
         self.calls.append(call)
+        was_sent = False
         for step in self._scripts[min(len(self.calls), len(self._scripts)) - 1]:
             await asyncio.sleep(0)
             if isinstance(step, BaseException):
+                if isinstance(step, UpstreamError):
+                    step.was_sent = was_sent  # as the real end of the chain says it
                 raise step
             if isinstance(step, str):
                 await self._hang()
             else:
+                was_sent = True
                 send(step)
 
     async def _hang(self) -> None:
