@@ -28,7 +28,7 @@ format: $(VENV)/.developed
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.developed
-	$(BIN)/python tests/benchmarks/relay.py
+	$(BIN)/python -m tests.benchmarks.relay $(ARGS)
 
 # New locks from pyproject.toml; the hashes make an install the same everywhere, or fail.
 lock: $(VENV)/.installed
