@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib import import_module
 from ipaddress import ip_address
 from typing import cast
@@ -66,6 +67,8 @@ class Gateway:
         self._open.push_async_callback(session.close)
         providers = make_providers(self.config, simulator_url=await self._start_simulator())
         self.port = await self._serve_public(Upstream(providers, session))
+        if ignored := without_effect(self.config):
+            log.warning("configuration_without_effect", keys=ignored)
         self._is_ready = True
 
     async def stop(self) -> None:
@@ -102,12 +105,23 @@ class Gateway:
         app = web.Application(client_max_size=options.max_body_bytes, middlewares=[gate.handle])
         app.on_response_prepare.append(gate.add_headers)
         add_routes(app, server)
-        return await self._listen(app, options.host, options.port, guard=guard)
+        drain = partial(server.drain, options.drain_timeout_s)
+        return await self._listen(app, options.host, options.port, guard=guard, drain=drain)
 
-    async def _listen(self, app: web.Application, host: str, port: int, *, guard: ConnectionGuard | None = None) -> int:
-        """Serve ``app`` and return its port; raises ``ConfigError`` when the address cannot be had."""
-        timeout_s = self.config.server.drain_timeout_s if guard else 1.0
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=timeout_s)
+    async def _listen(
+        self,
+        app: web.Application,
+        host: str,
+        port: int,
+        *,
+        guard: ConnectionGuard | None = None,
+        drain: Callable[[], Awaitable[None]] | None = None,
+    ) -> int:
+        """Serve ``app`` and return its port; raises ``ConfigError`` when the address cannot be had.
+
+        It is closed in this order: no new connections, no further requests on those there are, the live ones drained.
+        """
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         await runner.setup()
         server = cast("web.Server", runner.server)
         try:
@@ -121,7 +135,13 @@ class Gateway:
             number = error.errno or 0  # negative for a host without an address
             reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
             raise ConfigError([f"{self.config.source}: cannot listen on {host}:{port}: {reason}"]) from error
-        self._open.push_async_callback(_close, listening, runner, guard)
+        self._open.push_async_callback(_close, runner, guard)
+        if drain is not None:
+            self._open.push_async_callback(drain)
+        if guard is not None:
+            self._open.callback(guard.close_idle)
+        self._open.callback(server.pre_shutdown)
+        self._open.callback(listening.close)
         return int(listening.sockets[0].getsockname()[1])
 
     async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
@@ -131,8 +151,7 @@ class Gateway:
         return web.Response(text="ready\n") if self._is_ready else web.Response(status=503, text="not ready\n")
 
 
-async def _close(listening: asyncio.Server, runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
-    listening.close()
+async def _close(runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
     try:
         await runner.cleanup()
     finally:
@@ -254,7 +273,17 @@ def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
         "middleware": [repr(middleware) for middleware in gateway.middlewares],
         "providers": [_describe_provider(name, provider) for name, provider in config.providers.items()],
         "models": [f"{name} -> {', '.join(model.targets)}" for name, model in config.models.items()],
+        **({"without effect in this version": ignored} if (ignored := without_effect(config)) else {}),
     }
+
+
+def without_effect(config: Config) -> list[str]:
+    """Return the keys that are set to something this version does not do yet."""
+    ignored = ["server.workers"] if config.server.workers > 1 else []
+    for name, model in config.models.items():
+        ignored += [f"models.{name}.strategy"] if model.strategy != "priority" else []
+        ignored += [f"models.{name}.hedge_after_s"] if model.hedge_after_s is not None else []
+    return ignored + (["telemetry.otlp_endpoint"] if config.telemetry.otlp_endpoint else [])
 
 
 def _describe_provider(name: str, config: ProviderConfig) -> str:

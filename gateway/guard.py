@@ -91,6 +91,12 @@ class ConnectionGuard:
         self._due_at_s.pop(connection, None)
         self._resting.discard(connection)
 
+    def close_idle(self) -> None:
+        """Close the connections on which no request is being answered."""
+        for connection in (*self._due_at_s, *self._resting):
+            if connection.transport is not None:
+                connection.transport.close()
+
     def close(self) -> None:
         """Stop sweeping."""
         self._sweeping.cancel()

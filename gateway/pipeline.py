@@ -23,6 +23,9 @@ Send: TypeAlias = Callable[[Sequence[Event]], None]
 Next: TypeAlias = Callable[[Call, Send], Awaitable[None]]
 """Returns when the stream is complete; raises a ``GatewayError`` otherwise."""
 
+DRAINED = "drained"
+"""With this word a chain is cancelled whose gateway is stopping; without, it is the client who has left."""
+
 
 class Middleware(Protocol):
     """One step of the chain: a frozen dataclass whose fields are its options."""

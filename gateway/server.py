@@ -23,6 +23,7 @@ from gateway.core.errors import (
     ClientError,
     ClientGone,
     GatewayError,
+    GatewayStopping,
     InternalError,
     RequestTimeout,
     RequestTooLarge,
@@ -33,10 +34,13 @@ from gateway.core.errors import (
 from gateway.core.events import Event, StreamStarted
 from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
-from gateway.pipeline import Authenticator, Middleware, Next, Send, compose
+from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
 from gateway.stream import ClientStream
 
 log = structlog.get_logger()
+
+END_TIMEOUT_S = 2.0
+"""How long calls that are ended by the gateway may take to say so."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
@@ -74,6 +78,7 @@ class Server:
         self._models = tuple(models)
         self._options = options
         self._started_unix_s = int(time.time())
+        self._live: set[asyncio.Task[object]] = set()
 
     # --- endpoints
 
@@ -106,9 +111,33 @@ class Server:
         for authenticator in self._authenticators:
             authenticator.authenticate(credential)
 
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all live calls have ended, for ``timeout_s`` at most; then end them, and tell their clients.
+
+        Cancelled while it waits, it ends them at once.
+        """
+        try:
+            if self._live:
+                await asyncio.wait(self._live, timeout=timeout_s)
+        finally:
+            for task in self._live:
+                task.cancel(DRAINED)
+            if self._live:
+                await asyncio.wait(self._live, timeout=END_TIMEOUT_S)
+
     # --- a call
 
     async def _serve(self, request: web.Request, endpoint: str, name: str) -> web.StreamResponse:
+        """Handle a call, and be known as live meanwhile."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101, a handler runs in a task
+        self._live.add(task)
+        try:
+            return await self._handle(request, endpoint, name)
+        finally:
+            self._live.discard(task)
+
+    async def _handle(self, request: web.Request, endpoint: str, name: str) -> web.StreamResponse:
         dialect = DIALECTS[name]
         call = Call(
             request_id=request[REQUEST_ID],
@@ -177,10 +206,15 @@ class Server:
                 await work  # raises what is to be told by a status
             response = await self._commit(request, stream, dialect)
             await self._end(work, stream, response)
-            return response
+        except asyncio.CancelledError as error:
+            if error.args == (DRAINED,):  # it is not the client who has left
+                work.cancel(DRAINED)
+                await stream.fail(GatewayStopping("the gateway is stopping before the answer is complete"))
+            raise
         finally:
             stream.close()
             await _stop(work)
+        return response
 
     async def _commit(self, request: web.Request, stream: ClientStream, dialect: Dialect) -> web.StreamResponse:
         """Fix status and headers: from here on an error can only be told in the stream."""

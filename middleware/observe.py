@@ -16,7 +16,7 @@ import structlog
 from gateway.core.call import Call
 from gateway.core.errors import ClientError, ClientGone, GatewayError, StreamInterrupted, UpstreamError
 from gateway.core.events import TOKEN_EVENTS, Event, StreamStarted, TextDelta, Usage, UsageReported
-from gateway.pipeline import Next, Send
+from gateway.pipeline import DRAINED, Next, Send
 
 log = structlog.get_logger()
 
@@ -72,6 +72,8 @@ def outcome_of(error: BaseException | None) -> str:
     match error:
         case None:
             return "completed"
+        case asyncio.CancelledError(args=(word,)) if word == DRAINED:
+            return "drained"
         case ClientGone() | asyncio.CancelledError():
             return "client_aborted"
         case ClientError():

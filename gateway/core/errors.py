@@ -14,6 +14,7 @@
         UpstreamTimeout     connect, first token, token to token or total
         StreamInterrupted   cut or malformed after it began
       ClientGone            nobody is listening any more; nothing can be told
+      GatewayStopping       the gateway ends before the stream does
       InternalError         ours; logged with a traceback, shown without details
     ConfigError             start only; names the file, the key and what was expected
 
@@ -227,6 +228,13 @@ class ClientGone(GatewayError):
 
     status_code = 499
     code = "client_gone"
+
+
+class GatewayStopping(GatewayError):
+    """The gateway is stopping, and has waited for the stream as long as it was told to."""
+
+    status_code = 503
+    code = "gateway_stopping"
 
 
 class InternalError(GatewayError):

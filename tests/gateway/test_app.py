@@ -7,8 +7,17 @@ from typing import Any
 
 import pytest
 import yaml
+from structlog.testing import capture_logs
 
-from gateway.app import Gateway, describe, is_loopback, make_middlewares, make_router, model_names
+from gateway.app import (
+    Gateway,
+    describe,
+    is_loopback,
+    make_middlewares,
+    make_router,
+    model_names,
+    without_effect,
+)
 from gateway.config import Config, MiddlewareConfig, parse_config
 from gateway.core.call import Call, Target
 from gateway.core.errors import ConfigError
@@ -236,7 +245,13 @@ async def test_a_stream_in_flight_is_finished_while_the_gateway_drains(make_gate
 
 
 async def test_a_stream_that_outlasts_the_drain_is_cut_and_not_ended(make_gateway: MakeGateway) -> None:
-    """Its client must not take it for whole, and its provider is freed."""
+    """Its client is told, must not take it for whole, and its provider is freed."""
+    with capture_logs() as logs:
+        await _outlast_the_drain(make_gateway)
+    assert [line["outcome"] for line in logs if line["event"] == "stream.finished"] == ["drained"]
+
+
+async def _outlast_the_drain(make_gateway: MakeGateway) -> None:
     async with ScriptedUpstream([STREAM + chunk(ROLE, text("a")), "stall"]) as upstream:
         gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 0.2}))
         async with connected(gateway.url) as client:
@@ -246,7 +261,23 @@ async def test_a_stream_that_outlasts_the_drain_is_cut_and_not_ended(make_gatewa
             found = parse(await client.read_all())
         await asyncio.wait_for(upstream.requests[0].gone.wait(), 1)
     assert not found.is_whole
+    assert b'"code":"gateway_stopping"' in found.body
     assert b"[DONE]" not in found.body
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ("server: {workers: 2}", "server.workers"),
+        ("telemetry: {otlp_endpoint: 'http://127.0.0.1:4318'}", "telemetry.otlp_endpoint"),
+        ("models: {a: {targets: [sim/mill], strategy: fastest}}", "models.a.strategy"),
+        ("models: {a: {targets: [sim/mill], hedge_after_s: 1}}", "models.a.hedge_after_s"),
+    ],
+)
+def test_what_has_no_effect_yet_is_said(changed: str, key: str) -> None:
+    """A key that is accepted but does nothing must not be believed in."""
+    assert without_effect(parse_config(changed, "test.yaml", {})) == [key]
+    assert without_effect(parse_config("", "test.yaml", {})) == []
 
 
 async def test_a_gateway_without_a_provider_serves_the_simulator() -> None:

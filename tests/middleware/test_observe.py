@@ -153,6 +153,7 @@ async def test_a_call_that_is_cancelled_is_logged_before_it_is_gone() -> None:
         (None, "completed"),
         (ClientGone("left"), "client_aborted"),
         (asyncio.CancelledError(), "client_aborted"),
+        (asyncio.CancelledError("drained"), "drained"),
         (Unauthorized("no"), "rejected"),
         (InvalidRequest("no"), "rejected"),
         (UpstreamTimeout("slow", code="ttft_timeout"), "stalled"),
