@@ -48,6 +48,7 @@ class Gateway:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.middlewares = make_middlewares(config.middleware)
+        self.models = model_names(config)
         self.is_open = not any(isinstance(item, Authenticator) and item.requires_key for item in self.middlewares)
         _check_address(config, is_open=self.is_open)
         make_providers(config, simulator_url="")
@@ -93,7 +94,7 @@ class Gateway:
             middlewares=self.middlewares,
             endpoint=upstream,
             route=make_router(self.config),
-            models=model_names(self.config),
+            models=self.models,
             options=ServerOptions(
                 heartbeat_s=options.heartbeat_s,
                 body_timeout_s=options.body_timeout_s,

@@ -145,7 +145,7 @@ def _greet(gateway: Gateway) -> None:
     """Say where the page is, and the one line that streams."""
     host = gateway.config.server.host
     base = f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
-    model = next(iter(gateway.config.models), "provider/model")
+    model = next(iter(gateway.models), f"{next(iter(gateway.config.providers), 'provider')}/MODEL")
     message = {"role": "user", "content": "Tell me a story."}
     body = shlex.quote(json.dumps({"model": model, "stream": True, "messages": [message]}, ensure_ascii=False))
     key = "" if gateway.is_open else " -H 'authorization: Bearer YOUR_KEY'"
