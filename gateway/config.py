@@ -19,29 +19,20 @@ from urllib.parse import SplitResult, urlsplit
 
 from gateway.schema import (
     FAULTY,
-    MAX_CHARACTERS,
     Block,
     Check,
-    Faults,
-    List,
-    Map,
-    Node,
     Pattern,
-    Place,
     Range,
     Reader,
-    Scalar,
     Seconds,
     Secret,
     expectation,
-    is_null,
     options_of,
     plain_of,
-    printable,
     read_as,
-    read_tree,
     tree_of,
 )
+from gateway.yaml_tree import MAX_CHARACTERS, Faults, List, Map, Node, Place, Scalar, is_null, printable, read_tree
 
 __all__ = [
     "DEFAULT_MIDDLEWARE",

@@ -1,8 +1,7 @@
-"""From YAML to frozen dataclasses: every fault found at once, each with its line.
+"""From a tree to frozen dataclasses: every fault found at once, each with its line.
 
-Two steps. ``read_tree`` turns the text into a small tree (``Scalar``, ``List``, ``Map``) with line numbers, where
-``${NAME}`` is already replaced and aliases are shared. ``Reader`` then reads a tree as a type: the annotations of a
-dataclass are the schema, and ``Annotated`` carries ``Range``, ``Pattern`` or ``Check`` where a type says too little.
+``Reader`` reads a tree of ``gateway.yaml_tree`` as a type: the annotations of a dataclass are the schema, and
+``Annotated`` carries ``Range``, ``Pattern`` or ``Check`` where a type says too little.
 
 Three rules. What the text looks like decides, not YAML 1.1's idea of it: ``off`` is text where text is expected,
 ``1:30`` is never 90, and text is never taken for a number unless it is all of a ``${NAME}``. A fault never shows a
@@ -14,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -23,7 +22,6 @@ from typing import (
     Any,
     Literal,
     Protocol,
-    TypeAlias,
     TypeVar,
     Union,
     cast,
@@ -32,22 +30,9 @@ from typing import (
     get_type_hints,
 )
 
-import yaml
-from yaml.reader import ReaderError
-from yaml.resolver import Resolver
-
-from gateway.core.errors import ConfigError
-
-MAX_CHARACTERS = 1 << 20  # thousands of client keys fit; what is larger is not a configuration
-MAX_DEPTH = 40  # a sane file has six levels; Python's own limit must never be met
-MAX_VALUES = 100_000  # counted with every alias expanded, so that a few lines cannot fill the memory
+from gateway.yaml_tree import BROKEN, Faults, List, Map, Node, Place, Scalar, is_null, printable
 
 T = TypeVar("T")
-Tag = Literal["str", "int", "float", "bool", "null", "timestamp"]
-_TAGS = frozenset(get_args(Tag))
-_YAML = "tag:yaml.org,2002:"
-_VARIABLE = re.compile(r"\$(?:\$\{|\{(?P<name>[^}]*)(?P<end>\}?))")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INTEGER = re.compile(r"[-+]?(0[xX][0-9a-fA-F_]+|0b[01_]+|0|[1-9][0-9_]*)")
 _NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 FAULTY: Any = object()  # stands for a value whose fault is already reported
@@ -78,110 +63,6 @@ class Secret:
         return hash((Secret, self._text))
 
 
-# --- places and faults ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a value stands: its key path, and its line (0: it comes from no file)."""
-
-    path: str = ""
-    line: int = 0
-
-    def key(self, name: str, line: int) -> Place:
-        """Return the place of an entry of the mapping that is here."""
-        shown = printable(name)
-        return Place(f"{self.path}.{shown}" if self.path else shown, line)
-
-    def item(self, index: int, line: int) -> Place:
-        """Return the place of an item of the list that is here."""
-        return Place(f"{self.path}[{index}]", line)
-
-
-class Faults:
-    """All that is wrong with one source, in the order of its lines."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._found: list[tuple[int, str]] = []
-
-    def add(self, place: Place, message: str) -> None:
-        """Note one fault."""
-        self._found.append((place.line, self.line(place, message)))
-
-    def line(self, place: Place, message: str) -> str:
-        """Write one fault as one line: ``source:line: key path: message``."""
-        where = f"{printable(self.source, 4096)}:{place.line}" if place.line else printable(self.source, 4096)
-        return ": ".join(part for part in (where, place.path, message) if part)
-
-    def lines(self) -> list[str]:
-        """Return the faults found so far, each once."""
-        return list(dict.fromkeys(text for _, text in sorted(self._found, key=lambda found: found[0])))
-
-    def raise_if_any(self) -> None:
-        """Raise ``ConfigError`` with every fault noted."""
-        if self._found:
-            raise ConfigError(self.lines())
-
-    def stop(self, place: Place, message: str) -> ConfigError:
-        """Note a fault that nothing can be read after, and return the error to raise."""
-        self.add(place, message)
-        return ConfigError(self.lines())
-
-
-def printable(text: str, limit: int = 60) -> str:
-    """Return the text as part of one line: cut when long, escaped when it holds what does not print."""
-    cut = text if len(text) <= limit else text[:limit] + "..."
-    return cut if cut and cut.isprintable() and cut == cut.strip() else repr(cut)
-
-
-# --- the tree ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Scalar:
-    """One value as written. ``concealed`` says what to show of it instead, if it must not be shown."""
-
-    text: str
-    _: KW_ONLY
-    tag: Tag = "str"
-    plain: bool = False  # neither quoted nor touched by ${NAME}
-    whole: bool = False  # nothing but one ${NAME}
-    concealed: str = ""
-    line: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class List:
-    """A sequence of nodes, each with its own line."""
-
-    items: tuple[Node, ...] = ()
-    lines: tuple[int, ...] = ()
-    line: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Map:
-    """Nodes by key, each key with its own line; merged keys are already in."""
-
-    items: Mapping[str, Node] = field(default_factory=dict)
-    lines: Mapping[str, int] = field(default_factory=dict)
-    line: int = 0
-
-    def children(self, place: Place) -> Iterator[tuple[str, Node, Place]]:
-        """Yield each key with its node and its place."""
-        for name, node in self.items.items():
-            yield name, node, place.key(name, self.lines.get(name, 0))
-
-    def without(self, name: str) -> Map:
-        """Return the same mapping less one key."""
-        return Map({key: node for key, node in self.items.items() if key != name}, self.lines, self.line)
-
-
-Node: TypeAlias = Scalar | List | Map
-_BROKEN = Scalar("")  # known by its identity: what stood there is already reported
-
-
 @dataclass(frozen=True, slots=True)
 class Block:
     """A mapping kept unread, with its place: as the type of a field, it is read later against a class."""
@@ -189,217 +70,6 @@ class Block:
     source: str
     place: Place
     node: Map = field(repr=False)
-
-
-def tree_of(value: object) -> Node:
-    """Return plain Python values, or trees among them, as a tree of no file. No fault shows a ``Secret``."""
-    match value:
-        case None:
-            return Scalar("null", tag="null", plain=True)
-        case bool():
-            return Scalar(str(value).lower(), tag="bool", plain=True)
-        case int() | float():
-            return Scalar(repr(value), tag="int" if isinstance(value, int) else "float", plain=True)
-        case str():
-            return Scalar(value)
-        case Secret():
-            return Scalar(value.reveal(), concealed="a secret")
-        case Scalar() | List() | Map():
-            return value
-        case Mapping():
-            return Map({str(key): tree_of(item) for key, item in value.items()})
-        case list() | tuple():
-            return List(tuple(map(tree_of, value)))
-        case _:
-            raise TypeError(f"no configuration holds a {type(value).__name__}")
-
-
-def plain_of(node: Node) -> object:
-    """Return a tree as plain Python values; what came from the environment is a ``Secret``."""
-    match node:
-        case Map():
-            return {name: plain_of(item) for name, item in node.items.items()}
-        case List():
-            return tuple(map(plain_of, node.items))
-        case Scalar(concealed=concealed) if concealed:
-            return Secret(node.text)
-        case Scalar(tag="null"):
-            return None
-        case _:
-            read = (_SCALARS[kind](node) for kind in (bool, int, float))
-            return next((value for value in read if value is not FAULTY), node.text)
-
-
-def read_tree(text: str, environ: Mapping[str, str], faults: Faults) -> Node:
-    """Return the one document in the text; raises ``ConfigError`` if it is not YAML or out of all bounds."""
-    if len(text) > MAX_CHARACTERS:
-        raise faults.stop(Place(), f"expected at most {MAX_CHARACTERS} characters, got {len(text)}")
-    raw = _compose(text, faults)
-    return Map() if raw is None else _Builder(environ, faults).build(raw, Place(line=1))
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's parser as far as its nodes, which stops at too deep a nesting."""
-
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]  # so in PyYAML's stubs
-            raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=mark)
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-
-def _compose(text: str, faults: Faults) -> yaml.Node | None:
-    try:
-        return _Loader(text).get_single_node()
-    except yaml.MarkedYAMLError as error:
-        raise faults.stop(*_syntax_fault(error, text)) from None  # the original quotes the file
-    except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        raise faults.stop(Place(line=line), f"not valid YAML: character #x{ord(text[error.position]):04x}") from None
-    except (ValueError, OverflowError):  # from \U escapes and %YAML numbers beyond what Python takes
-        raise faults.stop(Place(), "not valid YAML: a number or an escape is out of range") from None
-
-
-def _syntax_fault(error: yaml.MarkedYAMLError, text: str) -> tuple[Place, str]:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else 0
-    # The names of aliases, anchors and tags are the file's own words, and may be a secret that starts with * or &.
-    problem = re.sub(r"\b(alias|anchor|handle) .*", r"\1", error.problem or "", flags=re.DOTALL)
-    message = ", ".join(part for part in ("not valid YAML", error.context, problem) if part)
-    around = "\n".join(text.splitlines()[max(0, line - 2) : line])
-    return Place(line=line), message + ("; inside [ ] or { }, quote ${...}" if "${" in around else "")
-
-
-class _Builder:
-    """Builds the tree in the order of the document, so that whatever an alias names is already built."""
-
-    def __init__(self, environ: Mapping[str, str], faults: Faults) -> None:
-        self.environ = environ
-        self.faults = faults
-        self.resolver = Resolver()
-        self.built: dict[int, Node | None] = {}  # None: being built
-        self.extents: dict[int, tuple[int, int]] = {}  # values and levels of each, with its aliases expanded
-        self.values = 0
-        self.levels = 0
-
-    def build(self, raw: yaml.Node, place: Place) -> Node:
-        values, levels, self.levels = self.values, self.levels, 0
-        if id(raw) not in self.built:
-            self.built[id(raw)] = None
-            self._count(1, 0, place)
-            self.built[id(raw)] = self._make(raw, place)
-            self.extents[id(raw)] = (self.values - values, self.levels + 1)
-            self._count(0, self.levels + 1, place)
-        elif self.built[id(raw)] is not None:
-            self._count(*self.extents[id(raw)], place)
-        self.levels = max(levels, self.levels)
-        return self.built[id(raw)] or self._fault(place, "expected no alias of what it is itself a part of")
-
-    def _count(self, values: int, levels: int, place: Place) -> None:
-        self.values += values
-        self.levels = levels
-        if self.values > MAX_VALUES:
-            raise self.faults.stop(Place(line=place.line), f"more than {MAX_VALUES} values, aliases expanded")
-        if levels > MAX_DEPTH:
-            raise self.faults.stop(Place(line=place.line), f"nested more than {MAX_DEPTH} levels deep")
-
-    def _fault(self, place: Place, message: str) -> Scalar:
-        self.faults.add(place, message)
-        return _BROKEN
-
-    def _make(self, raw: yaml.Node, place: Place) -> Node:
-        node: Node
-        implied = (isinstance(raw, yaml.ScalarNode) and raw.style is None, True)
-        tag: str = self.resolver.resolve(type(raw), raw.value, implied)  # type: ignore[no-untyped-call]  # so in PyYAML's stubs
-        match raw:
-            case yaml.ScalarNode():
-                node = self._scalar(raw, place)
-            case yaml.SequenceNode():
-                node = self._list(raw, place)
-            case _:
-                node = self._map(raw, place)
-        return node if raw.tag == tag else self._fault(place, "expected no YAML tag; quote what is meant as text")
-
-    def _scalar(self, raw: yaml.ScalarNode, place: Place) -> Scalar:
-        names: list[str] = []
-        wrong: list[str] = []
-        text = _VARIABLE.sub(lambda match: self._variable(match, names, wrong), raw.value)
-        if not wrong and not _is_encodable(text):
-            wrong.append("expected valid Unicode")
-        for message in wrong:
-            self._fault(place, message)
-        if wrong:
-            return _BROKEN
-        tag = raw.tag.removeprefix(_YAML)
-        whole = bool(names) and _VARIABLE.fullmatch(raw.value) is not None
-        return Scalar(
-            text,
-            tag=cast("Tag", tag) if tag in _TAGS else "str",
-            plain=raw.style is None and text == raw.value,
-            whole=whole,
-            concealed=_origin(names, whole=whole),
-            line=place.line,
-        )
-
-    def _variable(self, match: re.Match[str], names: list[str], wrong: list[str]) -> str:
-        name = match["name"]
-        if name is None:
-            return "${"
-        if not match["end"] or not _NAME.fullmatch(name):
-            wrong.append("expected the name of an environment variable between ${ and }; $${ is a literal ${")
-        elif name not in self.environ:
-            wrong.append(f"the environment variable {name} is not set")
-        else:
-            names.append(name)
-            return self.environ[name]
-        return ""
-
-    def _list(self, raw: yaml.SequenceNode, place: Place) -> List:
-        items = [self.build(item, place.item(i, item.start_mark.line + 1)) for i, item in enumerate(raw.value)]
-        return List(tuple(items), tuple(item.start_mark.line + 1 for item in raw.value), place.line)
-
-    def _map(self, raw: yaml.Node, place: Place) -> Map:
-        items: dict[str, Node] = {}
-        lines: dict[str, int] = {}
-        merged: list[Map] = []
-        for key, value in raw.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode):
-                self.build(key, Place(place.path, line))
-                self._fault(Place(place.path, line), "expected text as a key")
-            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
-            node = self.build(value, place.key(name, line))
-            if key.tag == _YAML + "merge":
-                merged += self._mergeable(node, place.key(name, line))
-            elif name in items:
-                self._fault(place.key(name, line), f"duplicate key, first on line {lines[name]}")
-            elif isinstance(key, yaml.ScalarNode):
-                items[name], lines[name] = node, line
-        for other in merged:  # what is written here wins, then what was merged first
-            items |= {name: node for name, node in other.items.items() if name not in items}
-            lines |= {name: line for name, line in other.lines.items() if name not in lines}
-        return Map(items, lines, place.line)
-
-    def _mergeable(self, node: Node, place: Place) -> list[Map]:
-        candidates = node.items if isinstance(node, List) else (node,)
-        found = [item for item in candidates if isinstance(item, Map)]
-        if len(found) != len(candidates):
-            self._fault(place, "expected a mapping to merge, or a list of them")
-        return found
-
-
-def _origin(names: Sequence[str], *, whole: bool) -> str:
-    shown = ", ".join(f"${{{name}}}" for name in names)
-    return f"{'the value of' if whole else 'a value made with'} {shown}" if names else ""
-
-
-def _is_encodable(text: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -513,7 +183,7 @@ class Reader:
             return self.read(node, base, place, (*rules, *more))
         if origin in {Union, UnionType}:
             return self._union(node, get_args(kind), place, rules)
-        if node is _BROKEN:
+        if node is BROKEN:
             return FAULTY
         value = self._bare(node, kind, place, rules)
         return value if value is FAULTY else self._ruled(value, node, kind, place, rules)
@@ -539,7 +209,7 @@ class Reader:
         trial = Reader(Faults(self.faults.source))
         read = (trial.read(node, kind, place, rules) for kind in some)
         value = next((value for value in read if value is not FAULTY), FAULTY)
-        return value if value is not FAULTY or node is _BROKEN else self._expected(node, Union[*kinds], place, rules)
+        return value if value is not FAULTY or node is BROKEN else self._expected(node, Union[*kinds], place, rules)
 
     def _bare(self, node: Node, kind: Any, place: Place, rules: Sequence[Rule]) -> Any:
         origin = get_origin(kind)
@@ -666,11 +336,6 @@ def expectation(kind: Any, rules: Sequence[Rule] = ()) -> str:
     return rules[-1].expected(noun) if rules else noun
 
 
-def is_null(node: Node) -> bool:
-    """Whether the node is YAML's null, or nothing at all behind a key."""
-    return isinstance(node, Scalar) and node.tag == "null"
-
-
 def _is_record(kind: Any) -> bool:
     return isinstance(kind, type) and is_dataclass(kind) and kind is not Block
 
@@ -756,3 +421,45 @@ _NOUNS: dict[Any, str] = {
     float: "a number",
     NoneType: "null",
 }
+
+
+# --- plain values -----------------------------------------------------------------------------------------------------
+
+
+def tree_of(value: object) -> Node:
+    """Return plain Python values, or trees among them, as a tree of no file. No fault shows a ``Secret``."""
+    match value:
+        case None:
+            return Scalar("null", tag="null", plain=True)
+        case bool():
+            return Scalar(str(value).lower(), tag="bool", plain=True)
+        case int() | float():
+            return Scalar(repr(value), tag="int" if isinstance(value, int) else "float", plain=True)
+        case str():
+            return Scalar(value)
+        case Secret():
+            return Scalar(value.reveal(), concealed="a secret")
+        case Scalar() | List() | Map():
+            return value
+        case Mapping():
+            return Map({str(key): tree_of(item) for key, item in value.items()})
+        case list() | tuple():
+            return List(tuple(map(tree_of, value)))
+        case _:
+            raise TypeError(f"no configuration holds a {type(value).__name__}")
+
+
+def plain_of(node: Node) -> object:
+    """Return a tree as plain Python values; what came from the environment is a ``Secret``."""
+    match node:
+        case Map():
+            return {name: plain_of(item) for name, item in node.items.items()}
+        case List():
+            return tuple(map(plain_of, node.items))
+        case Scalar(concealed=concealed) if concealed:
+            return Secret(node.text)
+        case Scalar(tag="null"):
+            return None
+        case _:
+            read = (_SCALARS[kind](node) for kind in (bool, int, float))
+            return next((value for value in read if value is not FAULTY), node.text)

@@ -228,6 +228,11 @@ class Call:
     source: Source = field(default=Source("", {}), repr=False)
     flow: Flow = field(default=OpenFlow(), repr=False)
 
+    @property
+    def target_model(self) -> str:
+        """What the target calls the model; without a target, what the client does."""
+        return self.target.model if self.target else self.model
+
     def system_text(self) -> str:
         """All system and developer turns as one text, for providers that take it apart from the conversation."""
         texts = [message.text for message in self.messages if message.role in ("system", "developer")]

@@ -39,8 +39,8 @@ from gateway.core.call import (
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.providers.anthropic_stream import AnthropicDecoder, read_answer, read_error
-from gateway.providers.base import ProviderOptions, UpstreamRequest, wanted_format
-from gateway.providers.errors import retry_after_s, upstream_error
+from gateway.providers.base import DATA_URI, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.errors import decode_or_none, retry_after_s, should_retry, upstream_error
 
 DEFAULT_API_VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 8192
@@ -65,7 +65,6 @@ _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh"
 _JSON_OBJECT = "Answer with a single JSON object and nothing else: no text around it and no code fence."
 
 _VERSION = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:-(\d{1,2}))?(?!\d)")
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]+)*?;base64,", re.IGNORECASE)
 _NOT_IN_IDS = re.compile(r"[^\w-]", re.ASCII)
 
 _Block: TypeAlias = dict[str, Any]
@@ -80,13 +79,9 @@ class Anthropic:
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Messages request; raises ``InvalidRequest`` for what that cannot express."""
-        base_url = (self.options.base_url or self.default_base_url).rstrip("/").removesuffix("/v1")
+        base_url = self.options.base_url_or(self.default_base_url).removesuffix("/v1")
         version = self.options.api_version or DEFAULT_API_VERSION
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if call.stream else "application/json",
-            "anthropic-version": version,
-        }
+        headers = {**content_headers(call), "anthropic-version": version}
         if self.options.api_key:
             headers["x-api-key"] = self.options.api_key
         if beta := call.headers.get("anthropic-beta"):
@@ -104,13 +99,8 @@ class Anthropic:
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means; a spend limit (``error.details.error_code``) does not pass by waiting."""
-        try:
-            document = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            document = None
-        should_retry = {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
-        said = read_error(document, self.options.api_key)
-        return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry)
+        said = read_error(decode_or_none(body), self.options.api_key)
+        return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry(headers))
 
 
 def _write_body(call: Call, *, accepts_sampling: bool) -> Json:
@@ -118,7 +108,7 @@ def _write_body(call: Call, *, accepts_sampling: bool) -> Json:
         raise InvalidRequest("Anthropic gives one choice per request", param="n")
     if call.logprobs:
         raise InvalidRequest("Anthropic gives no log probabilities", param="logprobs")
-    model = call.target.model if call.target else call.model
+    model = call.target_model
     family = _family(model)
     thought = _thought(call, family)
     body: dict[str, Any] = {"model": model, "max_tokens": thought.max_tokens, "messages": _turns(call)}
@@ -234,7 +224,7 @@ def _file_source(url: str, media_type: str, path: str) -> _Block:
     """Return where a picture or document is to be read; ``media_type`` is what its type must begin with."""
     if url.startswith("https://"):
         return {"type": "url", "url": url}
-    match = _DATA_URI.match(url)
+    match = DATA_URI.match(url)
     if match is None or not match[1].lower().startswith(media_type):
         expected = f"an https URL or a base64 data URI of {media_type.rstrip('/')}"
         raise InvalidRequest(f"Anthropic takes {expected} here", param=path)

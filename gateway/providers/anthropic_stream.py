@@ -32,8 +32,8 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
-from gateway.providers.base import EventDecoder
-from gateway.providers.errors import ErrorBody, error_from_json, malformed, upstream_error
+from gateway.providers.base import EventDecoder, framed, started
+from gateway.providers.errors import NOT_JSON, ErrorBody, error_from_json, malformed, upstream_error
 
 ANTHROPIC_EVENT = "anthropic.message.event"
 ANTHROPIC_ANSWER = "anthropic.message"
@@ -149,7 +149,6 @@ _decode_event = msgspec.json.Decoder(_StreamEvent).decode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _NOTHING = (b"", b"null")
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _OpenCall(msgspec.Struct, gc=False):
@@ -164,8 +163,7 @@ class AnthropicDecoder(EventDecoder):
     """Reads a stream; whole when ``message_stop`` was seen."""
 
     def __init__(self, call: Call, *, secret: str | None = None) -> None:
-        super().__init__(call)
-        self._secret = secret
+        super().__init__(call, secret=secret)
         self._usage = _Usage()
         self._has_output_usage = False
         self._finish: ChoiceFinished | None = None
@@ -196,9 +194,10 @@ class AnthropicDecoder(EventDecoder):
         found: list[Event] = []
         try:
             self._read_other(event, data, found)
-        except _NOT_JSON as error:  # in what is not decoded with the rest
+        except NOT_JSON as error:  # in what is not decoded with the rest
             raise malformed("an event that is not JSON") from error
-        events.extend(_framed(found, data, ANTHROPIC_EVENT))
+        if found:
+            events.extend(framed(found, data, ANTHROPIC_EVENT))
 
     def _is_whole(self) -> bool:
         return self._has_ended and self._lifecycle.has_started
@@ -288,13 +287,13 @@ def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[E
             if block.type == "tool_use":
                 events.append(ToolCallDelta(call_count, block.arguments()))
                 call_count += 1
-    except _NOT_JSON as error:
+    except NOT_JSON as error:
         raise malformed("an answer that is not a message") from error
     if message.stop_reason is not None:
         events.append(ChoiceFinished(_FINISH_REASONS.get(message.stop_reason, "stop"), message.stop_reason))
     if message.usage is not None:
         events.append(UsageReported(message.usage.total()))
-    return _framed(events, body, ANTHROPIC_ANSWER)
+    return framed(events, body, ANTHROPIC_ANSWER)
 
 
 def read_error(document: object, secret: str | None) -> ErrorBody:
@@ -316,7 +315,7 @@ def _event(data: bytes) -> _StreamEvent:
     """Decode one document. A type that is not known may have any shape, a known one only its own."""
     try:
         return _decode_event(data)
-    except _NOT_JSON as error:
+    except NOT_JSON as error:
         kind = _kind(data)
         if not kind or kind in _KNOWN:
             raise malformed("an event that is not its format") from error
@@ -326,13 +325,12 @@ def _event(data: bytes) -> _StreamEvent:
 def _kind(data: bytes) -> str:
     try:
         return _decode_kind(data).type
-    except _NOT_JSON:
+    except NOT_JSON:
         return ""
 
 
 def _started(message: _Message, call: Call) -> StreamStarted:
-    model = message.model or (call.target.model if call.target else call.model)
-    return StreamStarted(message.id or f"msg_{call.request_id}", model, target=str(call.target or ""))
+    return started(call, message.id or f"msg_{call.request_id}", message.model)
 
 
 def _block_events(block: _Block, call_index: int) -> list[Event]:
@@ -346,11 +344,3 @@ def _block_events(block: _Block, call_index: int) -> list[Event]:
             return [ToolCallStarted(call_index, block.id or "", block.name or "")]
         case _:
             return []
-
-
-def _framed(events: list[Event], data: bytes, wire: str) -> list[Event]:
-    """Give all events of one document its frame."""
-    if not events:
-        return events
-    frame = Frame(data, wire, len(events))
-    return [msgspec.structs.replace(event, frame=frame) for event in events]

@@ -7,17 +7,22 @@ an end of bytes without the provider's own end marker is an interruption, howeve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from gateway.core.call import Call, ResponseFormat
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import (
-    ChoiceFinished,
     Event,
+    Frame,
+    ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamStarted,
     TextDelta,
     ToolCallDelta,
     Usage,
@@ -26,6 +31,9 @@ from gateway.core.events import (
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import ServerSentEvent, SSEDecoder
 from gateway.providers.errors import MALFORMED, cut_off, interruption
+
+DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]+)*?;base64,", re.IGNORECASE)
+"""What a ``data:`` URI in base64 begins with; the first group is its media type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +46,10 @@ class ProviderOptions:
     host: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     api_version: str | None = None
+
+    def base_url_or(self, default: str) -> str:
+        """Return where the provider is, without a slash at the end: as configured, or where it is known to be."""
+        return (self.base_url or default).rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +103,9 @@ class EventDecoder:
     ``finish``, which the caller reaches at once because ``is_complete`` says that nothing more needs to be read.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, secret: str | None = None) -> None:
         self._call = call
+        self._secret = secret
         self._sse = SSEDecoder()
         self._lifecycle = Lifecycle()
         self._failure: UpstreamError | None = None
@@ -171,6 +184,25 @@ class EventDecoder:
         return _estimate(self._call, self._character_count)
 
 
+def content_headers(call: Call) -> dict[str, str]:
+    """Return the headers that say what the request is, and what is wanted back."""
+    return {
+        "content-type": "application/json",
+        "accept": "text/event-stream" if call.stream else "application/json",
+    }
+
+
+def started(call: Call, answer_id: str, model: str | None = None, created_unix_s: int = 0) -> StreamStarted:
+    """Return the start of the answer to ``call``, by its target's own name of the model where no other is given."""
+    return StreamStarted(answer_id, model or call.target_model, created_unix_s, target=str(call.target or ""))
+
+
+def framed(events: list[Event], data: bytes, wire: str) -> list[Event]:
+    """Give all events of one document its frame; one that says nothing we understand is an extra."""
+    frame = Frame(data, wire, max(1, len(events)))
+    return [msgspec.structs.replace(event, frame=frame) for event in events] or [ProviderExtra(frame)]
+
+
 def wanted_format(call: Call) -> ResponseFormat | None:
     """Return the form that the answer must have, for a wire that is not OpenAI's.
 
@@ -208,8 +240,3 @@ def _estimate(call: Call, character_count: int) -> Usage:
 def estimate_tokens(character_count: int) -> int:
     """Return about how many tokens a text has: four characters each, as the providers' own rule of thumb says."""
     return -(-character_count // 4)
-
-
-def is_finished(events: Sequence[Event]) -> bool:
-    """Whether a whole answer's events say that it is whole."""
-    return any(isinstance(event, ChoiceFinished) for event in events)

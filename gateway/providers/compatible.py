@@ -108,12 +108,12 @@ class OpenAICompatible(OpenAI):
     @property
     def base_url(self) -> str:
         """Where the host is: as configured, or where it is known to be."""
-        return (self.options.base_url or self.host.base_url).rstrip("/")
+        return self.options.base_url_or(self.host.base_url)
 
     def url(self, call: Call) -> str:
         """Return the address that answers ``call``; Azure's has the deployment in it when it has an ``api_version``."""
         if not self.options.api_version:
             return super().url(call)
-        deployment = quote(call.target.model if call.target else call.model, safe="")
+        deployment = quote(call.target_model, safe="")
         query = urlencode({"api-version": self.options.api_version})
         return f"{self.base_url}/openai/deployments/{deployment}{self.wire.path}?{query}"

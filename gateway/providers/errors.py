@@ -24,6 +24,9 @@ from gateway.core.errors import (
     UpstreamRefused,
 )
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that decoding bytes raises which are not JSON, or not of the type that is asked for."""
+
 FINAL_CODES = re.compile(
     r"insufficient_quota|billing|credit|balance|spend_limit|quota_exceeded_for_month", re.IGNORECASE
 )
@@ -66,6 +69,11 @@ def retry_after_s(headers: Mapping[str, str], *, now_unix_s: float | None = None
         if wait_s is not None and isfinite(wait_s):
             return max(0.0, wait_s)
     return None
+
+
+def should_retry(headers: Mapping[str, str]) -> bool | None:
+    """Return the provider's own word on whether another attempt may help, where it gives one."""
+    return {"true": True, "false": False}.get(headers.get("x-should-retry", "").lower())
 
 
 def _seconds_until(value: str, date: str | None, now_unix_s: float | None) -> float | None:
@@ -136,13 +144,21 @@ def _refusal_type(words: str) -> ErrorType:
 
 def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
     """Read the error shapes that the OpenAI family uses: ``{"error": {…}}``, ``{"error": "…"}``, or flat."""
+    return error_from_json(decode_error_body(body), *secrets)
+
+
+def decode_error_body(body: bytes) -> Any:
+    """Return the document in the body of an HTTP error; some send it as the one item of an array."""
+    document = decode_or_none(body)
+    return document[0] if isinstance(document, list) and document else document
+
+
+def decode_or_none(document: bytes | msgspec.Raw) -> Any:
+    """Return what is in a document, ``None`` if it is not JSON."""
     try:
-        document = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorBody()
-    if isinstance(document, list) and document:
-        document = document[0]
-    return error_from_json(document, *secrets)
+        return msgspec.json.decode(document)
+    except NOT_JSON:
+        return None
 
 
 def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
@@ -162,6 +178,25 @@ def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
         _word(inner.get("type") or inner.get("status"), secrets),
         _param(inner.get("param"), secrets),
     )
+
+
+def error_in_answer(said: object, *secrets: str | None) -> UpstreamError:
+    """Return the error that stands where an answer of the OpenAI family should, in spite of a status of 200."""
+    return upstream_error(_status_of(said), error_from_json({"error": said}, *secrets))
+
+
+def _status_of(error: object) -> int:
+    """An error inside a 200 says its status in ``code`` or ``status_code``, or it is a server error."""
+    if isinstance(error, dict):
+        for key in ("status_code", "code", "status"):
+            value = error.get(key)
+            if isinstance(value, str) and value.isascii() and value.isdigit():
+                value = int(value[:4])
+            if isinstance(value, int) and 400 <= value < 600:
+                return value
+        if error.get("type") == "invalid_request_error":
+            return 400
+    return 500
 
 
 def _word(value: object, secrets: Sequence[str | None]) -> str:

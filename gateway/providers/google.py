@@ -36,9 +36,9 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import ProviderOptions, UpstreamRequest, wanted_format
-from gateway.providers.errors import retry_after_s
-from gateway.providers.google_stream import NOT_JSON, GoogleDecoder, decode_error, model_name, read_error
+from gateway.providers.base import DATA_URI, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.errors import NOT_JSON, retry_after_s
+from gateway.providers.google_stream import GoogleDecoder, decode_error, model_name, read_error
 
 FOREIGN_SIGNATURE = "skip_thought_signature_validator"
 """What Google documents as the ``thoughtSignature`` of a call that its model did not make."""
@@ -78,7 +78,6 @@ _MEDIA_TYPES = {
     "csv": "text/csv", "html": "text/html", "json": "application/json", "mp3": "audio/mp3", "wav": "audio/wav",
     "mp4": "video/mp4", "mov": "video/mov", "webm": "video/webm",
 }  # fmt: skip
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]+)*?;base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,7 @@ class Google:
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a ``generateContent`` request; raises ``InvalidRequest`` for what that cannot express."""
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if call.stream else "application/json",
-        }
+        headers = content_headers(call)
         if self.options.api_key and self._is_vertex:
             headers["authorization"] = f"Bearer {self.options.api_key}"
         elif self.options.api_key:
@@ -116,7 +112,7 @@ class Google:
 
     @property
     def _base_url(self) -> str:
-        return (self.options.base_url or self.default_base_url).rstrip("/")
+        return self.options.base_url_or(self.default_base_url)
 
     @property
     def _is_vertex(self) -> bool:
@@ -233,7 +229,7 @@ def _write_part(part: Part, place: str) -> dict[str, Any]:
 
 
 def _write_media(url: str, place: str, *, default_type: str | None) -> dict[str, Any]:
-    if found := _DATA_URI.match(url):
+    if found := DATA_URI.match(url):
         return {"inlineData": {"mimeType": found[1].lower(), "data": url[found.end() :]}}
     if not url.startswith(("https://", "gs://")):
         raise InvalidRequest("expected a data URI in base64, or a URL of https or gs", param=place)

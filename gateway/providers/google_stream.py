@@ -40,8 +40,16 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
-from gateway.providers.base import EventDecoder
-from gateway.providers.errors import ErrorBody, clean_message, malformed, upstream_error
+from gateway.providers.base import EventDecoder, started
+from gateway.providers.errors import (
+    NOT_JSON,
+    ErrorBody,
+    clean_message,
+    decode_error_body,
+    decode_or_none,
+    malformed,
+    upstream_error,
+)
 from gateway.providers.json_stream import JSONStreamDecoder
 
 GENERATE_CONTENT = "google.generate_content"
@@ -91,7 +99,6 @@ _STATUSES = {
 }
 """The HTTP status that an error without a number would have had."""
 
-NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _STEP = re.compile(r"""\.([^.\[\]]+)|\[(\d{1,6})\]|\[(["'])((?:(?!\3)[^\\]|\\.)*)\3\]""")
 _MAX_STEPS = 64
 _DELAY = re.compile(r"(\d{1,6}(?:\.\d+)?)s")
@@ -172,8 +179,7 @@ class GoogleDecoder(EventDecoder):
     """Reads a stream of ``GenerateContentResponse``: server-sent events or, by its first byte, a JSON array."""
 
     def __init__(self, call: Call, *, secret: str | None = None) -> None:
-        super().__init__(call)
-        self._secret = secret
+        super().__init__(call, secret=secret)
         self._is_framing_known = False
         self._id: str | None = None
         self._usage: Usage | None = None
@@ -262,10 +268,9 @@ class GoogleDecoder(EventDecoder):
             raise failure
 
     def _started(self, chunk: _Chunk) -> StreamStarted:
-        call = self._call
         self._id = chunk.response_id or ""
-        model = chunk.model_version or model_name(call)
-        return StreamStarted(self._id, model, _unix_s(chunk.create_time), target=str(call.target or ""))
+        model = chunk.model_version or model_name(self._call)
+        return started(self._call, self._id, model, _unix_s(chunk.create_time))
 
     def _read_parts(self, candidate: _Candidate, found: list[Event]) -> bool:
         """Append what a candidate says; return whether there are parts that only Google's own clients know."""
@@ -351,7 +356,7 @@ class GoogleDecoder(EventDecoder):
 
 def model_name(call: Call) -> str:
     """Return the model's own name, as it stands in the path."""
-    return (call.target.model if call.target else call.model).removeprefix("models/")
+    return call.target_model.removeprefix("models/")
 
 
 def _unix_s(time: str | None) -> int:
@@ -430,17 +435,8 @@ def _set(container: Any, step: str | int, value: Any) -> Any:
 
 def decode_error(body: bytes) -> dict[str, Any]:
     """Return what the body of an HTTP error says: ``{"error": {…}}``, or the same as the one item of an array."""
-    document = _decode(body)
-    if isinstance(document, list) and document:
-        document = document[0]
+    document = decode_error_body(body)
     return _as_error(document.get("error") if isinstance(document, dict) else None)
-
-
-def _decode(document: bytes | msgspec.Raw) -> object:
-    try:
-        return msgspec.json.decode(document)
-    except NOT_JSON:
-        return None
 
 
 def _as_error(said: object) -> dict[str, Any]:
@@ -451,7 +447,7 @@ def _as_error(said: object) -> dict[str, Any]:
 
 def _stream_error(said: msgspec.Raw, secret: str | None) -> UpstreamError:
     """Nobody here cancels a stream and then reads on: a ``CANCELLED`` inside one is Google's own failure."""
-    error = _as_error(_decode(said))
+    error = _as_error(decode_or_none(said))
     status = error.get("code")
     if not isinstance(status, int) or not 400 <= status < 600:
         status = _STATUSES.get(str(error.get("status")), 500)

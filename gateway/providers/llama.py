@@ -21,9 +21,6 @@ from gateway.core.events import (
     ChoiceFinished,
     Event,
     FinishReason,
-    Frame,
-    ProviderExtra,
-    StreamStarted,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
@@ -31,10 +28,12 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
-from gateway.providers.base import Decoder, EventDecoder, UpstreamRequest, wanted_format
+from gateway.providers.base import Decoder, EventDecoder, UpstreamRequest, framed, started, wanted_format
 from gateway.providers.errors import (
+    NOT_JSON,
     ErrorBody,
     cut_off,
+    decode_or_none,
     error_from_json,
     malformed,
     read_error_body,
@@ -64,7 +63,6 @@ _ACCEPTED = frozenset(
 )
 _TURN_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "stop_reason"})
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "tool_calls": "tool_calls", "length": "length"}
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _adapt(body: dict[str, Any], call: Call) -> None:
@@ -191,8 +189,7 @@ class LlamaDecoder(EventDecoder):
     """Reads a stream of the Llama API's events."""
 
     def __init__(self, call: Call, *, secret: str | None = None) -> None:
-        super().__init__(call)
-        self._secret = secret
+        super().__init__(call, secret=secret)
         self._has_begun = False
         self._calls = _Calls(call)
 
@@ -200,16 +197,16 @@ class LlamaDecoder(EventDecoder):
         data = message.data
         try:
             chunk = _decode_chunk(data)
-        except _NOT_JSON as error:
+        except NOT_JSON as error:
             raise malformed("an event that is not the Llama API's") from error
         if chunk.event is None:
             raise _error_in(data, self._secret)
         found: list[Event] = []
         if not self._has_begun:
             self._has_begun = True
-            found.append(_started(self._call, chunk.id))
+            found.append(started(self._call, chunk.id or ""))
         self._read_event(chunk.event, found)
-        events.extend(_framed(found, data, LLAMA_EVENT))
+        events.extend(framed(found, data, LLAMA_EVENT))
 
     def _is_whole(self) -> bool:
         return self._lifecycle.finished_count > 0
@@ -260,7 +257,7 @@ class _Calls:
 def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     try:
         answer = _decode_answer(body)
-    except _NOT_JSON as error:
+    except NOT_JSON as error:
         raise malformed("an answer that is not the Llama API's") from error
     message = answer.completion_message
     if message is None:
@@ -268,18 +265,13 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     if not message.stop_reason:
         raise cut_off()
     calls = _Calls(call)
-    events: list[Event] = [_started(call, answer.id)]
+    events: list[Event] = [started(call, answer.id or "")]
     for delta in (_Delta(_text(message.content)), *(message.tool_calls or ())):
         calls.read(delta, events)
     events.append(calls.finish(message.stop_reason))
     if (usage := _usage(answer.metrics)) is not None:
         events.append(UsageReported(usage))
-    return _framed(events, body, LLAMA_ANSWER)
-
-
-def _started(call: Call, answer_id: str | None) -> StreamStarted:
-    model = call.target.model if call.target else call.model
-    return StreamStarted(answer_id or "", model, target=str(call.target or ""))
+    return framed(events, body, LLAMA_ANSWER)
 
 
 def _text(content: str | _Content | list[_Content] | None) -> str:
@@ -296,18 +288,9 @@ def _usage(metrics: list[_Metric] | None) -> Usage | None:
     return Usage(counts.get("num_prompt_tokens", 0), counts.get("num_completion_tokens", 0))
 
 
-def _framed(found: list[Event], data: bytes, wire: str) -> list[Event]:
-    """Give all events of one document its frame; one that says nothing is an extra."""
-    frame = Frame(data, wire, max(1, len(found)))
-    return [msgspec.structs.replace(event, frame=frame) for event in found] or [ProviderExtra(frame)]
-
-
 def _error_in(document: bytes, secret: str | None) -> UpstreamError:
     """Return the error that stands where an answer should: its form in a stream is that of an HTTP error's body."""
-    try:
-        decoded = msgspec.json.decode(document)
-    except _NOT_JSON:
-        decoded = None
+    decoded = decode_or_none(document)
     said = _without_status(error_from_json(decoded, secret))
     if not said.message:
         return malformed("a document that is neither an answer nor an error")

@@ -34,8 +34,8 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest
-from gateway.providers.errors import read_error_body, retry_after_s, upstream_error
+from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest, content_headers
+from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
 FORWARDED_HEADERS = ("openai-beta", "openai-organization", "openai-project", "idempotency-key", "traceparent")
@@ -68,8 +68,7 @@ class Wire:
 
 
 def _adapt_reasoning_model(body: dict[str, Any], call: Call) -> None:
-    model = call.target.model if call.target else call.model
-    if not _REASONING_MODEL.match(model):
+    if not _REASONING_MODEL.match(call.target_model):
         return
     limit = body.pop("max_tokens", None)
     if limit is not None and body.get("max_completion_tokens") is None:
@@ -102,7 +101,7 @@ class OpenAI:
     @property
     def base_url(self) -> str:
         """Where the provider is: as configured, or where it is known to be."""
-        return (self.options.base_url or self.default_base_url).rstrip("/")
+        return self.options.base_url_or(self.default_base_url)
 
     def url(self, call: Call) -> str:  # noqa: ARG002, some hosts have the model in their path
         """Return the address that answers ``call``."""
@@ -123,15 +122,10 @@ class OpenAI:
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means."""
         said = read_error_body(body, self.options.api_key)
-        word = headers.get("x-should-retry")
-        should_retry = {"true": True, "false": False}.get(word) if word else None
-        return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry)
+        return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry(headers))
 
     def _headers(self, call: Call) -> dict[str, str]:
-        headers = {
-            "content-type": "application/json",
-            "accept": "text/event-stream" if call.stream else "application/json",
-        }
+        headers = content_headers(call)
         headers |= {name: call.headers[name] for name in FORWARDED_HEADERS if name in call.headers}
         if self.options.api_key:
             key = self.options.api_key
@@ -142,7 +136,7 @@ class OpenAI:
 def write_body(call: Call, wire: Wire) -> dict[str, Any]:
     """Return the request's body: the client's own where it spoke this wire, else one written from the call."""
     body = dict(call.source.body) if call.source.wire == OPENAI_CHAT else _parameters(call)
-    body["model"] = call.target.model if call.target else call.model
+    body["model"] = call.target_model
     body["messages"] = [_write_message(message, wire) for message in call.messages]
     _set_max_tokens(body, call, wire)
     _set_stream(body, call, wire)

@@ -12,32 +12,23 @@ from hypothesis import strategies as st
 from gateway.core.errors import ConfigError
 from gateway.schema import (
     FAULTY,
-    MAX_CHARACTERS,
-    MAX_DEPTH,
     Block,
     Check,
-    Faults,
-    Map,
     Pattern,
-    Place,
     Range,
     Reader,
     Secret,
     is_readable,
     options_of,
     plain_of,
-    printable,
     read_as,
-    read_tree,
     tree_of,
 )
+from gateway.yaml_tree import Faults, Map, Place, read_tree
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-INVALID = "x.yaml:1: not valid YAML"
-QUOTE_IT = "inside [ ] or { }, quote ${...}"
-NO_NAME = "expected the name of an environment variable between ${ and }; $${ is a literal ${"
 ENVIRON = {"PORT": " 8080\n", "WORD": "swordfish", "FLAG": "True", "EMPTY": ""}
 
 
@@ -233,6 +224,11 @@ def test_a_class_that_refuses_its_options_is_a_fault_at_their_place() -> None:
     assert faults_of("low: 2", Pair) == ["x.yaml: low is above high"]
 
 
+def test_a_document_that_is_no_mapping_is_a_fault() -> None:
+    """It has no keys to read."""
+    assert faults_of("- low", Pair) == ["x.yaml: expected a mapping, got a list"]
+
+
 def test_a_block_is_kept_and_read_later_with_its_lines() -> None:
     """A field of type Block keeps the mapping, its place and its lines."""
     block = read("later:\n  low: x\n").later
@@ -242,32 +238,6 @@ def test_a_block_is_kept_and_read_later_with_its_lines() -> None:
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("a: [", f"{INVALID}, while parsing a flow node, expected the node content, but found '<stream end>'"),
-        ("a: 1\nb: *swordfish", "x.yaml:2: not valid YAML, found undefined alias"),
-        ("a: \0", "x.yaml:1: not valid YAML: character #x0000"),
-        ('a: "\\UFFFFFFFF"', "x.yaml: not valid YAML: a number or an escape is out of range"),
-        ("[" * 100, f"x.yaml:1: not valid YAML, nested more than {MAX_DEPTH} levels deep"),
-        ("x" * (MAX_CHARACTERS + 1), f"x.yaml: expected at most {MAX_CHARACTERS} characters, got {MAX_CHARACTERS + 1}"),
-        ("low: [${X}]", f"{INVALID}, while parsing a flow sequence, expected ',' or ']', but got '{{'; {QUOTE_IT}"),
-        ("- low", "x.yaml: expected a mapping, got a list"),
-        ("low: !!str 1", "x.yaml:1: low: expected no YAML tag; quote what is meant as text"),
-        ("low: !!python/object:os.system [a]", "x.yaml:1: low: expected no YAML tag; quote what is meant as text"),
-        ("low: 1\nlow: 2", "x.yaml:2: low: duplicate key, first on line 1"),
-        ("? [a]\n: 1", "x.yaml:1: expected text as a key"),
-        ("<<: 1", "x.yaml:1: <<: expected a mapping to merge, or a list of them"),
-        ("low: ${NOWHERE}", "x.yaml:1: low: the environment variable NOWHERE is not set"),
-        ('low: "\\uD800"', "x.yaml:1: low: expected valid Unicode"),
-        *((f"low: '{bad}'", f"x.yaml:1: low: {NO_NAME}") for bad in ("${", "${}", "${1A}", "${A B}", "a${PORT")),
-    ],
-)  # fmt: skip
-def test_a_text_that_cannot_be_read_is_one_line(text: str, fault: str) -> None:
-    """What is wrong before any type is looked at is told in the same form, without quoting the file."""
-    assert faults_of(text, Pair) == [fault]
 
 
 @pytest.mark.parametrize("text", ["", "# nothing", "---", "null", "{}"])
@@ -283,31 +253,6 @@ def test_aliases_and_merge_keys_share_what_was_written_once() -> None:
     value = read(text.replace("{sha256: bbbb}", "{id: y}"))
     assert value.named == {"a": (1,), "b": (1,)}
     assert value.keys == (Inner("x", "aaaa"), Inner("y"), Inner("y", "aaaa"))
-
-
-def test_an_alias_of_its_own_parent_is_a_fault() -> None:
-    """A node that holds itself is refused, not followed."""
-    assert faults_of("inner: &a {id: *a}") == ["x.yaml:1: inner.id: expected no alias of what it is itself a part of"]
-
-
-def test_aliases_that_multiply_are_stopped() -> None:
-    """A few lines that stand for a billion values are refused at once."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
-    assert faults_of("\n".join(lines))[-1] == "x.yaml:4: more than 100000 values, aliases expanded"
-
-
-def test_aliases_that_nest_too_deeply_are_stopped() -> None:
-    """Depth is counted with aliases expanded, also where they hide in keys."""
-    lines = ["? &a0 [x]\n: 1"] + [f"? &a{i} [*a{i - 1}]\n: 1" for i in range(1, 3000)]
-    assert faults_of("\n".join(lines))[-1].endswith(f": nested more than {MAX_DEPTH} levels deep")
-
-
-def test_a_variable_that_is_no_text_is_a_fault() -> None:
-    """Bytes in the environment that are not UTF-8 are refused without showing them."""
-    faults = Faults("x")
-    read_tree("a: ${BAD}", {"BAD": "\udcff"}, faults)
-    assert faults.lines() == ["x:1: a: expected valid Unicode"]
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------
@@ -391,13 +336,6 @@ def test_a_union_leaves_no_fault_of_the_types_it_tried() -> None:
     assert isinstance(broken, Map)
     assert Reader(faults).read(broken.items["a"], int | str, Place()) is FAULTY
     assert len(faults.lines()) == 1
-
-
-@given(st.text())
-def test_a_name_in_a_fault_never_breaks_the_line(name: str) -> None:
-    """Whatever a key is called, the fault about it is one printable line."""
-    assert printable(name).isprintable()
-    assert Place().key("a", 1).key(name, 2).path.isprintable()
 
 
 @given(st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False))

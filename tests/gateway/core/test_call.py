@@ -54,6 +54,13 @@ def test_another_attempt_is_another_call() -> None:
         CALL.attempt = 3  # type: ignore[misc]  # that this fails is the point
 
 
+def test_model_is_called_what_its_target_calls_it() -> None:
+    """Before there is a target, it is what the client asked for."""
+    asked = dataclasses.replace(CALL, model="chat")
+    assert asked.target_model == "chat"
+    assert dataclasses.replace(asked, target=Target("a", "b")).target_model == "b"
+
+
 def test_representation_has_no_secret_and_no_prompt() -> None:
     """A call that ends up in a log or a traceback gives nobody away."""
     call = dataclasses.replace(

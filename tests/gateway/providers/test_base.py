@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.call import Call, Message, TextPart
+from gateway.core.call import Call, Message, Target, TextPart
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError
 from gateway.core.events import (
     ChoiceFinished,
     Event,
+    Frame,
+    ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
     StreamStarted,
@@ -21,8 +23,10 @@ from gateway.providers.base import (
     EventDecoder,
     ProviderOptions,
     UpstreamRequest,
+    content_headers,
     estimate_tokens,
-    is_finished,
+    framed,
+    started,
     with_usage,
 )
 from gateway.providers.errors import ErrorBody, malformed, upstream_error
@@ -195,10 +199,33 @@ def test_estimate_rounds_up(characters: int, tokens: int) -> None:
     assert estimate_tokens(characters) == tokens
 
 
-def test_answer_is_finished_when_a_choice_is() -> None:
-    """Text alone is no end."""
-    assert is_finished([TextDelta("a"), ChoiceFinished("stop")])
-    assert not is_finished([TextDelta("a")])
+def test_events_of_a_document_share_its_frame() -> None:
+    """A document that says nothing we understand is an extra, so that a client of the same wire gets it."""
+    first, second = framed([StreamStarted("a", "m"), TextDelta("b")], b"{}", "w")
+    assert first == StreamStarted("a", "m", frame=Frame(b"{}", "w", 2))
+    assert second.frame is first.frame
+    assert framed([], b"{}", "w") == [ProviderExtra(Frame(b"{}", "w", 1))]
+
+
+def test_start_has_the_models_own_name_or_that_of_the_target() -> None:
+    """And says which target answers."""
+    call = Call(request_id="r1", model="chat", target=Target("p", "gpt"))
+    assert started(call, "a", "gpt-1", 7) == StreamStarted("a", "gpt-1", 7, target="p/gpt")
+    assert started(call, "a") == StreamStarted("a", "gpt", target="p/gpt")
+    assert started(Call(request_id="r1", model="chat"), "a", "") == StreamStarted("a", "chat")
+
+
+@pytest.mark.parametrize(("stream", "accepted"), [(True, "text/event-stream"), (False, "application/json")])
+def test_request_says_what_it_is_and_what_it_wants(stream: bool, accepted: str) -> None:  # noqa: FBT001
+    """JSON there, events or JSON back."""
+    headers = content_headers(Call(request_id="r1", stream=stream))
+    assert headers == {"content-type": "application/json", "accept": accepted}
+
+
+def test_configured_address_beats_the_known_one() -> None:
+    """Neither has a slash at its end, for a path to be put behind it."""
+    assert ProviderOptions(name="p", base_url="http://h/v1/").base_url_or("https://known") == "http://h/v1"
+    assert ProviderOptions(name="p").base_url_or("https://known/") == "https://known"
 
 
 def test_representation_has_no_secret_and_no_prompt() -> None:

@@ -20,11 +20,14 @@ from gateway.providers.errors import (
     ErrorBody,
     clean_message,
     cut_off,
+    decode_error_body,
     error_from_json,
+    error_in_answer,
     interruption,
     malformed,
     read_error_body,
     retry_after_s,
+    should_retry,
     upstream_error,
 )
 
@@ -256,3 +259,45 @@ def test_error_after_the_start_is_an_interruption() -> None:
     assert (told.message, told.code, told.param, told.retry_after_s) == ("busy", "c", "p", 2)
     assert (told.retryable, told.error_type, told.upstream_status) == (False, "overloaded", 503)
     assert interruption(told) is told
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("true", True), ("false", False), ("True", True), ("", None), ("maybe", None), (None, None)]
+)
+def test_providers_word_on_a_retry_is_heard(word: str | None, expected: bool | None) -> None:  # noqa: FBT001
+    """Where there is none, or one that nobody knows, the status decides."""
+    assert should_retry({} if word is None else {"x-should-retry": word}) is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "document"),
+    [
+        (b'{"a": 1}', {"a": 1}),
+        (b'[{"a": 1}]', {"a": 1}),
+        (b"[]", []),
+        (b"<html>", None),
+        (b'"\xff"', None),
+        (b"", None),
+    ],
+)
+def test_body_of_an_error_is_decoded_if_it_can_be(body: bytes, document: object) -> None:
+    """Google sends it as the one item of an array; a proxy in between sends what it likes."""
+    assert decode_error_body(body) == document
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ({"status_code": 429, "code": "slow_down"}, 429),
+        ({"code": "503"}, 503),
+        ({"code": 200}, 500),
+        ({"status": 400}, 400),
+        ({"type": "invalid_request_error"}, 400),
+        ({"code": "\u0664\u0660\u0664"}, 500),
+        ("Busy", 500),
+        (None, 500),
+    ],
+)
+def test_error_inside_an_answer_has_the_status_that_it_names(said: object, status: int) -> None:
+    """Without one it is the provider's own failure."""
+    assert error_in_answer(said).upstream_status == status

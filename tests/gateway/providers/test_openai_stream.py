@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.call import Call, Message, Target, TextPart
+from gateway.core.call import Call
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
 from gateway.core.events import (
     OPENAI_ANSWER,
@@ -20,7 +20,6 @@ from gateway.core.events import (
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
-    StreamStarted,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
@@ -29,65 +28,28 @@ from gateway.core.events import (
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.transcript import Transcript
-from gateway.providers.openai_stream import OpenAIDecoder, read_answer, split_content
-
-CALL = Call(
-    request_id="t",
-    stream=True,
-    model="chat",
-    target=Target("openai", "gpt"),
-    created_unix_s=7,
-    messages=(Message(role="user", parts=(TextPart("four" * 4),)),),
+from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+from tests.gateway.providers.openai_chunks import (
+    CALL,
+    DONE,
+    END,
+    IDENTITY,
+    ROLE,
+    START,
+    STOP,
+    bare,
+    calls_of,
+    chunk,
+    decode,
+    frames,
+    piece,
+    sse,
+    text,
+    tools,
 )
-IDENTITY = {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
-DONE = b"data: [DONE]\n\n"
-START = StreamStarted("c1", "m", 5, target="openai/gpt")
+
 ESTIMATE = UsageReported(Usage(4, 1, is_estimated=True))
 """Of the 16 characters that are asked, and an answer of up to four."""
-
-
-def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, index: int = 0, **fields: Any) -> Any:
-    """Return a chunk of one choice, as OpenAI sends it."""
-    return {**IDENTITY, "choices": [{"index": index, "delta": delta or {}, "finish_reason": finish}], **fields}
-
-
-def text(piece: str, index: int = 0) -> Any:
-    """Return a chunk of text."""
-    return chunk({"content": piece}, index=index)
-
-
-def tools(*calls: dict[str, Any], index: int = 0) -> Any:
-    """Return a chunk of tool calls."""
-    return chunk({"tool_calls": list(calls)}, index=index)
-
-
-def piece(index: int | None, arguments: Any, call_id: str | None = None, name: str | None = None) -> dict[str, Any]:
-    """Return a piece of a tool call; what is ``None`` is left out."""
-    function = {"name": name, "arguments": arguments}
-    call = {"index": index, "id": call_id, "type": "function" if call_id else None}
-    kept = {key: value for key, value in call.items() if value is not None}
-    return {**kept, "function": {key: value for key, value in function.items() if value is not None}}
-
-
-ROLE = chunk({"role": "assistant", "content": ""})
-STOP = chunk(finish="stop")
-
-
-def sse(*documents: Any) -> bytes:
-    """Return documents as a provider sends them; bytes are an event's data as they are."""
-    data = [item if isinstance(item, bytes) else msgspec.json.encode(item) for item in documents]
-    return b"".join(b"data: %b\n\n" % item for item in data)
-
-
-def bare(events: list[Event]) -> list[Event]:
-    """Return events without their frames."""
-    return [msgspec.structs.replace(event, frame=None) for event in events]
-
-
-def decode(*documents: Any, call: Call = CALL) -> list[Event]:
-    """Return the events of a whole stream that ends with ``[DONE]``, without their frames."""
-    decoder = OpenAIDecoder(call)
-    return bare([*decoder.feed(sse(*documents) + DONE), *decoder.finish()])
 
 
 def broken(stream: bytes, *, call: Call = CALL) -> tuple[list[Event], UpstreamError]:
@@ -97,17 +59,6 @@ def broken(stream: bytes, *, call: Call = CALL) -> tuple[list[Event], UpstreamEr
     with pytest.raises(UpstreamError) as raised:
         decoder.finish()
     return bare(events), raised.value
-
-
-def frames(*documents: Any) -> list[bytes]:
-    """Return the frames that come out of documents, each once."""
-    events = OpenAIDecoder(CALL).feed(sse(*documents))
-    return list({id(event.frame): event.frame.data for event in events if event.frame}.values())
-
-
-def mended(*documents: Any) -> Any:
-    """Return the frame of the last document, decoded."""
-    return msgspec.json.decode(frames(*documents)[-1])
 
 
 # --- a stream as OpenAI sends it
@@ -183,152 +134,11 @@ def test_where_the_network_splits_a_stream_does_not_matter(size: int) -> None:
     assert [*events, *decoder.finish()] == [*whole.feed(stream), *whole.finish()]
 
 
-# --- mending
-
-
-def test_a_changing_identity_becomes_that_of_the_first_chunk() -> None:
-    """Clients key on ``id``; everything else of the chunk stays."""
-    odd = {**text("a"), "id": "c2", "created": 6, "model": "m-2", "x_extra": [1]}
-    assert mended(ROLE, odd) == {**text("a"), "x_extra": [1]}
-
-
-def test_a_missing_identity_is_made_from_the_call() -> None:
-    """All chunks get the same one."""
-    nameless = [{"choices": item["choices"]} for item in (ROLE, text("a"))]
-    identity = {"id": "chatcmpl-t", "created": 7, "model": "gpt"}
-    assert [msgspec.json.decode(frame) for frame in frames(*nameless)] == [{**item, **identity} for item in nameless]
-    assert decode(*nameless, STOP)[0] == StreamStarted("chatcmpl-t", "gpt", 7, target="openai/gpt")
-
-
 @pytest.mark.parametrize("identity", [{}, {"id": "", "created": 0, "model": ""}, {"id": None, "created": None}])
 def test_text_in_a_first_chunk_without_an_identity_is_not_lost(identity: dict[str, Any]) -> None:
     """An empty identity is none, not one that is already known."""
     documents = [{**identity, "choices": item["choices"]} for item in (text("a"), text("b"), STOP)]
     assert [event.text for event in decode(*documents) if isinstance(event, TextDelta)] == ["a", "b"]
-
-
-def test_a_creation_time_with_a_fraction_becomes_whole() -> None:
-    """OpenAI's is an integer, in every chunk the same."""
-    odd = [{**item, "created": 5.5} for item in (ROLE, text("a"))]
-    assert [msgspec.json.decode(frame)["created"] for frame in frames(*odd)] == [5, 5]
-
-
-def test_a_missing_role_is_added_to_the_first_chunk_only() -> None:
-    """OpenAI's SDK for Node fails without it."""
-    first, second = (msgspec.json.decode(frame) for frame in frames(text("a"), text("b")))
-    assert first["choices"][0]["delta"] == {"content": "a", "role": "assistant"}
-    assert second == text("b")
-
-
-def test_a_missing_role_is_added_to_the_first_chunk_of_every_choice() -> None:
-    """Also when another choice has had one, or no chunk before had a choice."""
-    assert mended(ROLE, text("a", 1))["choices"][0]["delta"] == {"content": "a", "role": "assistant"}
-    assert mended({**IDENTITY, "choices": []}, text("a"))["choices"][0]["delta"]["role"] == "assistant"
-
-
-def test_a_role_that_is_said_again_is_taken_out() -> None:
-    """OpenAI's own helper would make it ``assistantassistant``."""
-    again = chunk({"role": "assistant", "content": "a", "x": 1})
-    assert mended(ROLE, again) == chunk({"content": "a", "x": 1})
-    assert mended(ROLE, chunk({"role": "assistant"}, index=1)) == chunk({"role": "assistant"}, index=1)
-
-
-def test_a_finish_that_is_said_again_is_taken_out() -> None:
-    """OpenRouter repeats it on the chunk with the usage, which is kept."""
-    again = {**STOP, "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
-    assert mended(ROLE, STOP, again) == {**again, "choices": chunk()["choices"]}
-    assert decode(ROLE, STOP, again) == [START, ChoiceFinished("stop", "stop"), UsageReported(Usage(3, 1))]
-
-
-def test_a_choice_that_has_its_role_gets_none_from_its_neighbour() -> None:
-    """Each choice is mended by itself."""
-    both = {**IDENTITY, "choices": [{"index": index, "delta": {"content": "a"}} for index in (0, 1)]}
-    assert [choice["delta"] for choice in mended(ROLE, both)["choices"]] == [
-        {"content": "a"},
-        {"content": "a", "role": "assistant"},
-    ]
-
-
-def test_missing_indices_are_the_choices_places() -> None:
-    """In the frame and in the events."""
-    odd = {**IDENTITY, "choices": [{"delta": {"role": "assistant", "content": word}} for word in "ab"]}
-    assert [choice["index"] for choice in mended(odd)["choices"]] == [0, 1]
-    assert bare(OpenAIDecoder(CALL).feed(sse(odd)))[1:] == [TextDelta("a", 0), TextDelta("b", 1)]
-
-
-def test_a_document_without_choices_gets_an_empty_list() -> None:
-    """Clients iterate over it."""
-    assert mended(ROLE, {**IDENTITY, "x_ping": 1}) == {**IDENTITY, "x_ping": 1, "choices": []}
-
-
-def test_reasoning_under_another_name_is_added_under_the_common_one() -> None:
-    """The name that the host uses stays as well."""
-    assert mended(ROLE, chunk({"reasoning": "hm", "x": 1})) == chunk(
-        {"reasoning": "hm", "x": 1, "reasoning_content": "hm"}
-    )
-    assert ReasoningDelta("hm") in decode(ROLE, chunk({"reasoning": "hm"}), STOP)
-
-
-def test_reasoning_under_both_names_is_told_once_and_left_alone() -> None:
-    """Together and OpenRouter send both."""
-    both = chunk({"reasoning": "hm", "reasoning_content": "hm"})
-    assert frames(ROLE, both)[-1] == msgspec.json.encode(both)
-    assert decode(ROLE, both, STOP).count(ReasoningDelta("hm")) == 1
-
-
-def test_a_list_of_contents_becomes_text_and_reasoning() -> None:
-    """Mistral's thinking models send one."""
-    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
-    assert mended(ROLE, chunk({"content": parts})) == chunk({"content": "a", "reasoning_content": "hm"})
-    assert mended(ROLE, chunk({"content": parts[1:]})) == chunk({"content": "a"})
-    assert decode(ROLE, chunk({"content": parts}), STOP)[1:3] == [ReasoningDelta("hm"), TextDelta("a")]
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ([], ("", "")),
-        (["a", "b"], ("ab", "")),
-        ([{"type": "thinking", "thinking": "hm"}], ("", "hm")),
-        ([{"type": "thinking"}], ("", "")),
-        ([{"type": "text"}, {"type": "text", "text": 1}, {"type": "reference", "reference_ids": [1]}, 7], ("", "")),
-    ],
-)
-def test_odd_contents_are_left_out(parts: list[Any], expected: tuple[str, str]) -> None:
-    """Only text and thinking are words."""
-    assert split_content(parts) == expected
-
-
-def test_arguments_as_an_object_become_text() -> None:
-    """What a client concatenates has to be a string."""
-    odd = tools(piece(0, {"a": [1, "é"]}, "x", "f"))
-    assert mended(ROLE, odd) == tools(piece(0, '{"a":[1,"é"]}', "x", "f"))
-    assert decode(ROLE, odd, STOP)[1:3] == [ToolCallStarted(0, "x", "f"), ToolCallDelta(0, '{"a":[1,"é"]}')]
-
-
-@pytest.mark.parametrize(
-    ("native", "reason"),
-    [
-        ("eos", "stop"),
-        ("end_turn", "stop"),
-        ("stop_sequence", "stop"),
-        ("max_tokens", "length"),
-        ("model_length", "length"),
-        ("tool_use", "tool_calls"),
-        ("something_new", "stop"),
-    ],
-)
-def test_a_foreign_finish_reason_is_translated(native: str, reason: str) -> None:
-    """The event has both, the frame the one that a client of OpenAI's knows."""
-    odd = {**chunk(finish=native), "usage": None, "x_extra": 1}
-    assert mended(ROLE, odd) == {**chunk(finish=reason), "usage": None, "x_extra": 1}
-    assert decode(ROLE, odd)[1] == ChoiceFinished(reason, native)  # type: ignore[arg-type]  # of the table above
-
-
-@pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter", "function_call"])
-def test_a_reason_of_openais_is_left_alone(reason: str) -> None:
-    """Nothing is to be mended."""
-    assert frames(ROLE, chunk(finish=reason))[-1] == msgspec.json.encode(chunk(finish=reason))
 
 
 def test_data_of_several_lines_becomes_one() -> None:
@@ -341,28 +151,7 @@ def test_data_of_several_lines_becomes_one() -> None:
     assert bare([event]) == [TextDelta("a")]
 
 
-def test_azures_word_on_the_prompt_gets_the_identity_of_what_follows() -> None:
-    """It comes first and has none of its own."""
-    prompt = {"id": "", "created": 0, "model": "", "choices": [], "prompt_filter_results": [{"prompt_index": 0}]}
-    events = OpenAIDecoder(CALL).feed(sse(prompt, ROLE, text("a")))
-    assert bare(events) == [ProviderExtra(), START, TextDelta("a")]
-    assert events[0].frame is not None
-    assert msgspec.json.decode(events[0].frame.data) == {**prompt, "id": "c1", "created": 5, "model": "m"}
-
-
 # --- tool calls
-
-
-def calls_of(*documents: Any, choice: int = 0) -> list[tuple[str, str, str]]:
-    """Return id, name and arguments of the calls that documents amount to."""
-    transcript = Transcript()
-    transcript.add(decode(*documents))
-    found = sorted(transcript.choice(choice).tool_calls.items())
-    assert [index for index, _ in found] == list(range(len(found)))
-    return [(tool.id, tool.name, tool.arguments) for _, tool in found]
-
-
-END = chunk(finish="tool_calls")
 
 
 def test_parallel_calls_are_told_apart_by_their_index() -> None:
@@ -373,41 +162,6 @@ def test_parallel_calls_are_told_apart_by_their_index() -> None:
     ]  # fmt: skip
     assert calls_of(ROLE, *documents, END) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
     assert frames(ROLE, *documents)[1:] == [msgspec.json.encode(item) for item in documents]
-
-
-def test_calls_that_all_have_index_0_are_told_apart_by_their_id() -> None:
-    """Google's compatible endpoint numbers them so; the frame is told the right number."""
-    documents = [tools(piece(0, "{}", "a", "f")), tools(piece(0, "[", "b", "g")), tools(piece(0, "]"))]
-    assert calls_of(ROLE, *documents, END) == [("a", "f", "{}"), ("b", "g", "[]")]
-    assert mended(ROLE, *documents[:2]) == tools(piece(1, "[", "b", "g"))
-    assert mended(ROLE, *documents) == tools(piece(1, "]"))
-
-
-def test_calls_without_an_index_are_numbered() -> None:
-    """Mistral has sent whole calls so, in one delta or in several."""
-    together = [tools(piece(None, "{}", "a", "f"), piece(None, "[]", "b", "g"))]
-    apart = [tools(piece(None, "{}", "a", "f")), tools(piece(None, "[]", "b", "g"))]
-    for documents in (together, apart):
-        assert calls_of(ROLE, *documents, END) == [("a", "f", "{}"), ("b", "g", "[]")]
-    assert mended(ROLE, *together) == tools(piece(0, "{}", "a", "f"), piece(1, "[]", "b", "g"))
-
-
-def test_calls_with_neither_index_nor_id_are_numbered_and_named() -> None:
-    """The id that is made is not that of any other turn."""
-    documents = [tools(piece(None, "{}", None, "f"), piece(None, "[]", None, "g"))]
-    assert calls_of(ROLE, *documents, END) == [("call_t_0_0", "f", "{}"), ("call_t_0_1", "g", "[]")]
-    sent = mended(ROLE, *documents)["choices"][0]["delta"]["tool_calls"]
-    assert [(call["index"], call["id"], call["type"]) for call in sent] == [
-        (0, "call_t_0_0", "function"),
-        (1, "call_t_0_1", "function"),
-    ]
-
-
-def test_calls_of_a_later_choice_are_mended_too() -> None:
-    """A chunk has one choice, whatever its number."""
-    documents = [tools(piece(None, "{}", "a", "f"), index=1), chunk(finish="tool_calls", index=1)]
-    assert calls_of(*documents, choice=1) == [("a", "f", "{}")]
-    assert mended(ROLE, documents[0])["choices"][0]["delta"]["tool_calls"][0]["index"] == 0
 
 
 def test_an_id_and_a_name_said_again_begin_no_new_call() -> None:
@@ -421,12 +175,6 @@ def test_a_custom_call_is_told_as_one() -> None:
     begin = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "sql", "input": ""}}
     events = decode(ROLE, tools(begin), tools({"index": 0, "custom": {"input": "SELECT"}}), END)
     assert events[1:3] == [ToolCallStarted(0, "a", "sql", "custom"), ToolCallDelta(0, "SELECT")]
-
-
-def test_a_custom_call_without_an_id_stays_a_custom_call() -> None:
-    """What is added fits what is there."""
-    sent = mended(ROLE, tools({"index": 0, "custom": {"name": "sql", "input": "x"}}))
-    assert sent["choices"][0]["delta"]["tool_calls"][0]["type"] == "custom"
 
 
 def test_a_legacy_function_call_is_told_as_one() -> None:
