@@ -39,6 +39,7 @@ from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import EventDecoder, framed, started
 from gateway.providers.errors import NOT_JSON, error_from_json, error_in_answer, malformed, upstream_error
 from gateway.providers.openai_mend import FINISH_REASONS, CallIndex, Identity, Mender, json_text, split_content
+from gateway.providers.openai_template import TextTemplate
 
 _FAILED = {"error": 500, "insufficient_system_resource": 503}
 """Finish reasons that say that the answer failed, and the status that each amounts to."""
@@ -127,10 +128,14 @@ class OpenAIDecoder(EventDecoder):
         self._calls = CallIndex(call.request_id)
         self._opened: set[int] = set()
         self._finished: set[int] = set()
+        self._template = TextTemplate()
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data
         if self._has_ended:
+            return
+        if learned := self._template.text_of(data):
+            events.append(TextDelta(learned, self._template.index, Frame(data, OPENAI_CHUNK, 1)))
             return
         if data.startswith(b"[DONE]"):
             self._has_ended = True
@@ -144,6 +149,7 @@ class OpenAIDecoder(EventDecoder):
                 self._read_chunk(chunk, data, events)
             else:
                 content, index = text
+                self._template.learn(data, content, index)
                 events.append(TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1)))
         except NOT_JSON as error:
             raise malformed("a chunk that is not a chat completion chunk") from error

