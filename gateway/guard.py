@@ -24,7 +24,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
-from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout, UnknownModel
+from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout
 from gateway.dialects import DIALECTS
 from gateway.server import REQUEST_ID, error_response
 
@@ -116,7 +116,12 @@ class _Connection(web.RequestHandler):
     __slots__ = ("_guard",)
 
     def __init__(self, server: web.Server, guard: ConnectionGuard) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), keepalive_timeout=KEEP_ALIVE_S)
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=KEEP_ALIVE_S,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp means it: no logger is made for the connection
+        )
         self._guard = guard
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -251,7 +256,7 @@ def _preflight(rule: OriginRule, request: web.Request) -> web.Response | None:
 
 def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
     if error.status == 404:
-        return UnknownModel("this path does not exist", code="not_found")
+        return ClientError("this path does not exist", code="not_found", status_code=404)
     if error.status == 405:
         return ClientError(f"{request.method} is not a method of this path", code="method_not_allowed", status_code=405)
     return ClientError(error.reason, status_code=error.status)

@@ -28,8 +28,8 @@ from gateway.core.errors import (
     RequestTimeout,
     RequestTooLarge,
     Unauthorized,
-    UnknownModel,
     UpstreamError,
+    unknown_model,
 )
 from gateway.core.events import Event, StreamStarted
 from gateway.dialects import DIALECTS
@@ -100,7 +100,7 @@ class Server:
         self._authenticate(_credential(request))
         name = request.match_info["id"]
         if not self._route(name).targets:
-            raise UnknownModel(f"the model {name[:200]!r} does not exist", param="model")
+            raise unknown_model(name)
         return web.json_response(self._model(name))
 
     def _model(self, name: str) -> Mapping[str, object]:

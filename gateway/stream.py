@@ -104,12 +104,12 @@ class ClientStream:
 
     def finish(self) -> bytes:
         """Return the dialect's own end, to be written together with the end of the body."""
-        self._stop()
+        self.close()
         return self._encoder.finish()
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client that its answer is not whole: by the dialect's error event, and by an end that is missing."""
-        self._stop()
+        self.close()
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -123,7 +123,10 @@ class ClientStream:
 
     def close(self) -> None:
         """Stop the timers; nothing is written any more."""
-        self._stop()
+        for handle in (self._beat, self._drain):
+            if handle is not None:
+                handle.cancel()
+        self._resume()
 
     # --- inside
 
@@ -188,9 +191,3 @@ class ClientStream:
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
-
-    def _stop(self) -> None:
-        for handle in (self._beat, self._drain):
-            if handle is not None:
-                handle.cancel()
-        self._resume()

@@ -26,12 +26,12 @@ from yarl import URL
 from gateway.core.call import Call
 from gateway.core.errors import (
     StreamInterrupted,
-    UnknownModel,
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
     UpstreamTimeout,
     UpstreamUnreachable,
+    unknown_model,
 )
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta
 from gateway.pipeline import Send
@@ -85,7 +85,7 @@ class Upstream:
     async def __call__(self, call: Call, send: Send) -> None:
         """Relay the target's answer to ``send``; raises ``UpstreamError`` for every end that is not its own."""
         if call.target is None:
-            raise UnknownModel(f"the model {call.model[:200]!r} does not exist", param="model")
+            raise unknown_model(call.model)
         upstream = self._providers[call.target.provider]
         limit = upstream.limits.max_concurrency
         if limit and upstream.in_flight_count >= limit:
@@ -169,8 +169,7 @@ class _Attempt:
         if status < 400:
             message = f"the provider answered with a redirect ({status})"
             return UpstreamFailed(message, code="upstream_redirect", retryable=False, upstream_status=status)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        return self._provider.error(status, headers, body)
+        return self._provider.error(status, _headers(response), body)
 
     async def _relay(self, response: aiohttp.ClientResponse) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
@@ -208,7 +207,7 @@ class _Attempt:
 
     def _pass_on(self, events: list[Event]) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
-        if isinstance(events[0], TOKEN_EVENTS) or any(isinstance(event, _VISIBLE) for event in events):
+        if any(isinstance(event, _VISIBLE) for event in events):
             self._watch.note_progress()
         elif not self.has_sent:
             self._held += events
@@ -304,9 +303,12 @@ def _abort(response: aiohttp.ClientResponse) -> None:
     response.close()
 
 
+def _headers(response: aiohttp.ClientResponse) -> Mapping[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
 def _shown(response: aiohttp.ClientResponse) -> Mapping[str, str]:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    return {name: value for name, value in headers.items() if name.startswith(SHOWN_PREFIXES)}
+    return {name: value for name, value in _headers(response).items() if name.startswith(SHOWN_PREFIXES)}
 
 
 @contextmanager

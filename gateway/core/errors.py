@@ -117,6 +117,11 @@ class UnknownModel(ClientError):
     code = "model_not_found"
 
 
+def unknown_model(name: str) -> UnknownModel:
+    """Return the error for a model that nobody has; of a long name only its beginning is told."""
+    return UnknownModel(f"the model {name[:200]!r} does not exist", param="model")
+
+
 class RequestTooLarge(ClientError):
     """The body is over ``server.max_body_bytes``."""
 

@@ -67,7 +67,7 @@ class OpenAIChat:
 
     def error_body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002
         """Render an error that is told by an HTTP status."""
-        return _encode(_error(error))
+        return _encode(error_document(error))
 
 
 class OpenAIChatEncoder:
@@ -109,7 +109,7 @@ class OpenAIChatEncoder:
 
     def error(self, error: GatewayError) -> bytes:
         """Render the error event; the connection is to be closed behind it without an end."""
-        return encode_data(_encode(_error(error)))
+        return encode_data(_encode(error_document(error)))
 
     def heartbeat(self) -> bytes:
         """Render a comment, which every client of this dialect skips."""
@@ -245,7 +245,8 @@ def _usage(usage: Usage) -> dict[str, Any]:
     }
 
 
-def _error(error: GatewayError) -> dict[str, Any]:
+def error_document(error: GatewayError) -> dict[str, Any]:
+    """Return an error as OpenAI writes it, in a body of its own or as the last event of a stream."""
     return {
         "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code},
     }

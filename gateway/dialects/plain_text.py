@@ -15,6 +15,7 @@ import msgspec
 from gateway.core.call import Call, Message, TextPart
 from gateway.core.errors import GatewayError, InvalidRequest
 from gateway.core.events import Event, RefusalDelta, TextDelta
+from gateway.dialects.openai_chat import error_document
 from gateway.dialects.openai_request import read_json, wrong
 
 
@@ -46,8 +47,7 @@ class PlainText:
 
     def error_body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002
         """Render an error as the other paths do: a page reads its JSON when the status is not 200."""
-        said = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-        return msgspec.json.encode({"error": said})
+        return msgspec.json.encode(error_document(error))
 
 
 class PlainTextEncoder:

@@ -30,7 +30,7 @@ NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 FINAL_CODES = re.compile(
     r"insufficient_quota|billing|credit|balance|spend_limit|quota_exceeded_for_month", re.IGNORECASE
 )
-"""A 429 or 403 with one of these will not pass by waiting."""
+"""A 429 with one of these will not pass by waiting."""
 
 _CONTEXT = re.compile(
     r"context[_ ]length|context window|maximum context|prompt is too long|too many tokens|exceeds the maximum number of"

@@ -38,7 +38,7 @@ from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest, co
 from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
-FORWARDED_HEADERS = ("openai-beta", "openai-organization", "openai-project", "idempotency-key", "traceparent")
+FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "traceparent")
 _REASONING_MODEL = re.compile(r"^(?:o\d|gpt-5(?!.*chat))")
 _SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias")
 

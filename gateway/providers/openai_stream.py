@@ -187,7 +187,7 @@ class OpenAIDecoder(EventDecoder):
         return None
 
     def _read_chunk(self, chunk: _Chunk, data: bytes, events: list[Event]) -> None:
-        self._raise_error(chunk, data)
+        _raise_error(chunk, data, self._secret)
         found: list[Event] = []
         mender = Mender(data)
         choices = chunk.choices or []
@@ -244,17 +244,6 @@ class OpenAIDecoder(EventDecoder):
         self._early.clear()
         return extras
 
-    def _raise_error(self, chunk: _Chunk, data: bytes) -> None:
-        """An error inside a 200: OpenAI's own, Groq's in ``x_groq``, OpenRouter's beside choices, Mistral's flat."""
-        said = chunk.error or (chunk.x_groq.error if chunk.x_groq is not None else None)
-        if chunk.object == "error":
-            said = said or msgspec.json.decode(data)
-        if said:
-            raise error_in_answer(said, self._secret)
-        for choice in chunk.choices or []:
-            if choice.finish_reason in _FAILED:
-                raise upstream_error(_FAILED[choice.finish_reason], error_from_json({}))
-
 
 def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[Event]:
     """Read a whole ``chat.completion``; raises as the decoder does."""
@@ -266,8 +255,7 @@ def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[E
 
 def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     answer = _decode_chunk(body)
-    if answer.error or answer.object == "error":
-        raise error_in_answer(answer.error or msgspec.json.decode(body), secret)
+    _raise_error(answer, body, secret)
     if not answer.choices:
         raise malformed("a chat completion without choices")
     identity = answer_id, created_unix_s, model = _identity_of(answer, call)
@@ -277,12 +265,22 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     events: list[Event] = [started(call, answer_id, model, created_unix_s)]
     calls = CallIndex(call.request_id)
     for _, choice in _numbered(answer.choices, mender):
-        if choice.finish_reason in _FAILED:
-            raise upstream_error(_FAILED[choice.finish_reason], error_from_json({}))
         read_choice(choice, choice.message, calls, events, mender)
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
     return Lifecycle().admit(framed(events, mender.result(), OPENAI_ANSWER))
+
+
+def _raise_error(chunk: _Chunk, data: bytes, secret: str | None) -> None:
+    """Raise an error inside a 200: OpenAI's own, Groq's in ``x_groq``, OpenRouter's beside choices, Mistral's flat."""
+    said = chunk.error or (chunk.x_groq.error if chunk.x_groq is not None else None)
+    if chunk.object == "error":
+        said = said or msgspec.json.decode(data)
+    if said:
+        raise error_in_answer(said, secret)
+    for choice in chunk.choices or []:
+        if choice.finish_reason in _FAILED:
+            raise upstream_error(_FAILED[choice.finish_reason], error_from_json({}))
 
 
 def _identity_of(chunk: _Chunk, call: Call) -> Identity:
