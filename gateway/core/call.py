@@ -11,6 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from gateway.core.budget import Budgets
+from gateway.core.continuation import Continuation
+from gateway.core.ledger import Ledger, NoLedger
+from gateway.core.transcript import Transcript
+
 Json: TypeAlias = Mapping[str, Any]
 """A decoded JSON object."""
 
@@ -197,6 +202,11 @@ class Call:
     ``endpoint`` is the name of the path (a label of metrics), ``model`` what the client asked for, ``credential`` the
     key it showed and ``client_id`` who it turned out to be. ``headers`` are those that may go on to a provider.
     ``received_at_s`` is on the monotonic clock, ``created_unix_s`` is what a dialect dates its answer with.
+
+    Of an attempt: ``attempt`` counts from 1 over all targets, ``other_targets`` is how many could be tried after this
+    one. ``delivered`` is what the client has of the answer from targets before, ``continuation`` what this attempt is
+    to make of it. ``is_fresh`` wants a connection that nobody used before. ``ledger`` is where the attempt is
+    settled, ``budgets`` what another one is paid from; without any, none is counted.
     """
 
     request_id: str
@@ -206,6 +216,10 @@ class Call:
     route: Route = Route()
     target: Target | None = None
     attempt: int = 1
+    other_targets: int = 0
+    delivered: Transcript | None = field(default=None, repr=False)
+    continuation: Continuation | None = None
+    is_fresh: bool = False
     credential: str | None = field(default=None, repr=False)
     client_id: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -227,6 +241,8 @@ class Call:
     logprobs: bool = False
     source: Source = field(default=Source("", {}), repr=False)
     flow: Flow = field(default=OpenFlow(), repr=False)
+    ledger: Ledger = field(default=NoLedger(), repr=False)
+    budgets: Budgets | None = field(default=None, repr=False)
 
     @property
     def target_model(self) -> str:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from gateway.core.call import Target
+    from gateway.core.transcript import Transcript
 
 ErrorType = Literal[
     "rate_limited",
@@ -149,7 +150,11 @@ class UpstreamError(GatewayError):
     """The provider's fault.
 
     Filled in where the attempt is made: ``target``, ``attempt``, and ``was_sent``, whether any of its answer was passed
-    on. Once it was, nothing may begin again that could be seen twice.
+    on. Once it was, nothing may begin again that could be seen twice: whoever keeps a transcript of what the client has
+    leaves it in ``delivered``, for another attempt to go on from.
+
+    ``refused`` says what exactly the provider will not do: answer this request, answer it as a stream, or go on with a
+    partial answer. In another form the same request may well be answered.
     """
 
     status_code = 502
@@ -159,6 +164,7 @@ class UpstreamError(GatewayError):
     target: Target | None = None
     attempt: int = 0
     was_sent: bool = False
+    delivered: Transcript | None = None
 
     def __init__(
         self,
@@ -171,9 +177,11 @@ class UpstreamError(GatewayError):
         retryable: bool | None = None,
         error_type: ErrorType | None = None,
         upstream_status: int | None = None,
+        refused: Literal["request", "stream", "continuation"] = "request",
     ) -> None:
         super().__init__(message, code=code, param=param, status_code=status_code, retry_after_s=retry_after_s)
         self.upstream_status = upstream_status
+        self.refused = refused
         if retryable is not None:
             self.retryable = retryable
         if error_type is not None:

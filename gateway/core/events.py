@@ -130,10 +130,46 @@ class ProviderExtra(msgspec.Struct, frozen=True, gc=False):
     frame: Frame | None = None
 
 
+class CheckpointReached(msgspec.Struct, frozen=True, gc=False):
+    """The provider's own token for going on from here, should the stream break: all text so far is behind it."""
+
+    token: str
+    index: int = 0
+    frame: Frame | None = None
+
+
+class AttemptFailed(msgspec.Struct, frozen=True, gc=False):
+    """An attempt has failed, and another is about to be made. ``error_type`` and ``code`` are those of its error.
+
+    ``has_delivered`` says whether the client has seen any of the answer by then.
+    """
+
+    target: str
+    attempt: int
+    error_type: str
+    code: str
+    has_delivered: bool = False
+    frame: Frame | None = None
+
+
+class StreamContinued(msgspec.Struct, frozen=True, gc=False):
+    """A seam: what comes next is from another attempt. ``character_count`` is how much text lies before it."""
+
+    target: str
+    from_target: str
+    way: Literal["restart", "exact", "anchored"]
+    attempt: int
+    character_count: int
+    frame: Frame | None = None
+
+
 Delta: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallStarted | ToolCallDelta
 """A piece of the answer: what a user could see."""
 
-Event: TypeAlias = StreamStarted | Delta | UsageReported | ChoiceFinished | ProviderExtra
+Note: TypeAlias = CheckpointReached | AttemptFailed | StreamContinued
+"""What the gateway itself, and who watches it, wants to know."""
+
+Event: TypeAlias = StreamStarted | Delta | UsageReported | ChoiceFinished | ProviderExtra | Note
 
 TOKEN_EVENTS = (TextDelta, ReasoningDelta, RefusalDelta, ToolCallStarted, ToolCallDelta)
 """What counts as progress: a ping, a role or an empty delta is none of them."""

@@ -1,7 +1,8 @@
 """The legal order of a stream's events, as a table.
 
 One stream starts once, and each of its choices runs ``open`` → ``finished``. A tool call starts before its arguments.
-Usage and extras may come at any time: providers send them before the start, on every chunk, or after the end.
+Usage and extras may come at any time: providers send them before the start, on every chunk, or after the end. So may
+the note that an attempt has failed, which no provider sends; a seam and a provider's checkpoint lie behind the start.
 
 Providers do break the order: text after the finish, a second start, arguments of a call that never began. Such an event
 is not passed on (nothing could be done with it that a client expects) and counted, see ``Lifecycle.dropped_count``.
@@ -12,11 +13,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.core.events import (
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
     Event,
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEGAL: dict[str, frozenset[type]] = {
-    "waiting": frozenset({StreamStarted, UsageReported, ProviderExtra}),
+    "waiting": frozenset({StreamStarted, UsageReported, ProviderExtra, AttemptFailed}),
     "open": frozenset(
         {
             TextDelta,
@@ -39,9 +43,12 @@ LEGAL: dict[str, frozenset[type]] = {
             ChoiceFinished,
             UsageReported,
             ProviderExtra,
+            CheckpointReached,
+            AttemptFailed,
+            StreamContinued,
         }
     ),
-    "finished": frozenset({UsageReported, ProviderExtra}),
+    "finished": frozenset({UsageReported, ProviderExtra, CheckpointReached, AttemptFailed, StreamContinued}),
 }
 """Which events may come while the stream waits for its start, and while a choice is open or finished."""
 
@@ -106,7 +113,7 @@ class Lifecycle:
         if not self.has_started:
             return "waiting"
         match event:
-            case StreamStarted() | UsageReported() | ProviderExtra():
+            case StreamStarted() | UsageReported() | ProviderExtra() | AttemptFailed() | StreamContinued():
                 return "open"
             case _:
                 return "finished" if event.index in self._finished else "open"

@@ -4,7 +4,12 @@ import dataclasses
 
 import pytest
 
+from gateway.core.budget import Budgets
 from gateway.core.call import Call, ImagePart, Message, OpenFlow, Route, Source, Target, TextPart
+from gateway.core.continuation import Continuation
+from gateway.core.events import TextDelta
+from gateway.core.ledger import NoLedger
+from gateway.core.transcript import Transcript
 
 
 def turn(role: str, *texts: str) -> Message:
@@ -68,6 +73,33 @@ def test_representation_has_no_secret_and_no_prompt() -> None:
     )
     for secret in ("hush", "Hi", "brief"):
         assert secret not in repr(call)
+
+
+def test_representation_has_nothing_of_the_answer() -> None:
+    """Of an attempt that goes on with one it shows in which way, and not with what."""
+    transcript = Transcript()
+    transcript.add([TextDelta("hush")])
+    call = dataclasses.replace(
+        CALL, delivered=transcript, continuation=Continuation(way="anchored", text="hush"), budgets=Budgets()
+    )
+    assert "hush" not in repr(call)
+    assert "way='anchored'" in repr(call)
+
+
+def test_call_is_a_first_attempt_that_nobody_accounts_for() -> None:
+    """Whoever wants something else says so."""
+    call = Call(request_id="r1")
+    assert (call.attempt, call.other_targets, call.is_fresh) == (1, 0, False)
+    assert (call.delivered, call.continuation, call.budgets) == (None, None, None)
+    assert isinstance(call.ledger, NoLedger)
+
+
+def test_route_tries_its_targets_in_their_order_and_goes_on_by_itself() -> None:
+    """Nothing is hedged that was not asked for."""
+    route = Route(name="chat", targets=(Target("a", "m"), Target("b", "m")))
+    assert (route.strategy, route.weights, route.on_interrupt, route.hedge_after_s) == (
+        "priority", (), "continue", None,
+    )  # fmt: skip
 
 
 def test_calls_share_nothing_that_can_change() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 
@@ -22,6 +23,8 @@ from gateway.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.core.events import TextDelta
+from gateway.core.transcript import Transcript
 
 
 def classes(root: type[GatewayError]) -> Iterator[type[GatewayError]]:
@@ -101,6 +104,29 @@ def test_upstream_error_says_what_the_provider_did() -> None:
     assert (error.target, error.attempt) == (None, 0)
     assert not UpstreamError.retryable
     assert StreamInterrupted("cut", retryable=False).retryable is False
+
+
+@pytest.mark.parametrize("refused", ["request", "stream", "continuation"])
+def test_refusal_says_what_exactly_is_refused(refused: Literal["request", "stream", "continuation"]) -> None:
+    """In another form the same request may be answered."""
+    assert UpstreamRefused("no", refused=refused).refused == refused
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if issubclass(kind, UpstreamError)])
+def test_upstream_error_begins_with_nothing_delivered(kind: type[UpstreamError]) -> None:
+    """All that was asked is refused, and nobody has seen anything, until it is said otherwise."""
+    error = kind("no")
+    assert (error.refused, error.was_sent, error.delivered) == ("request", False, None)
+
+
+def test_what_was_delivered_goes_with_the_one_error() -> None:
+    """It is filled in behind the raise; other errors know nothing of it, and neither do its words."""
+    transcript = Transcript()
+    transcript.add([TextDelta("hush")])
+    error = StreamInterrupted("cut")
+    error.delivered, error.was_sent = transcript, True
+    assert (StreamInterrupted("cut").delivered, StreamInterrupted("cut").was_sent) == (None, False)
+    assert "hush" not in f"{error!s}{error!r}"
 
 
 def test_configuration_error_has_one_line_for_each_fault() -> None:

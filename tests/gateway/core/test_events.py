@@ -8,8 +8,11 @@ import pytest
 
 from gateway.core.events import (
     TOKEN_EVENTS,
+    AttemptFailed,
+    Delta,
     Event,
     Frame,
+    Note,
     ProviderExtra,
     ReasoningDelta,
     StreamStarted,
@@ -55,3 +58,17 @@ def test_progress_is_what_a_user_could_see() -> None:
     assert isinstance(ToolCallStarted(0, "c", "f"), TOKEN_EVENTS)
     assert not isinstance(StreamStarted("a", "m"), TOKEN_EVENTS)
     assert not isinstance(ProviderExtra(), TOKEN_EVENTS)
+
+
+def test_every_delta_is_progress_and_no_note_is() -> None:
+    """The tuple that is asked at run time is the union that is checked before."""
+    assert get_args(Delta) == TOKEN_EVENTS
+    assert not set(get_args(Note)) & set(TOKEN_EVENTS)
+    assert {*get_args(Delta), *get_args(Note)} < set(get_args(Event))
+
+
+def test_a_failed_attempt_is_told_by_labels_only() -> None:
+    """No message: a provider's words may hold something of the prompt."""
+    names = [field.name for field in msgspec.structs.fields(AttemptFailed)]
+    assert names == ["target", "attempt", "error_type", "code", "has_delivered", "frame"]
+    assert not AttemptFailed("a/m", 1, "reset", "stream_truncated").has_delivered

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import copy
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.events import (
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
     Event,
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -21,12 +27,17 @@ from gateway.core.lifecycle import Lifecycle
 START = StreamStarted("a", "m")
 USAGE = UsageReported(Usage(1, 1))
 END = ChoiceFinished("stop")
+FAILED = AttemptFailed("a/m", 1, "reset", "stream_truncated")
+SEAM = StreamContinued("b/m", "a/m", "exact", 2, 1)
 INDEX = st.integers(0, 1)
 EVENTS = st.lists(
     st.one_of(
         st.just(START),
         st.just(USAGE),
         st.just(ProviderExtra()),
+        st.just(FAILED),
+        st.just(SEAM),
+        st.builds(CheckpointReached, st.just("c"), INDEX),
         st.builds(TextDelta, st.just("t"), INDEX),
         st.builds(ReasoningDelta, st.just("t"), INDEX),
         st.builds(RefusalDelta, st.just("t"), INDEX),
@@ -122,6 +133,33 @@ def test_choice_is_open_from_its_first_word_to_its_finish() -> None:
         lifecycle.admit([event])
         was_open.append((lifecycle.is_open(0), lifecycle.is_open(1)))
     assert was_open == [(False, False), (False, True), (False, False)]
+
+
+def test_a_failed_attempt_may_be_told_at_any_time() -> None:
+    """Before the stream has started, while it runs, and behind its end."""
+    assert dropped(FAILED, START, FAILED, TextDelta("t"), FAILED, END, FAILED) == []
+
+
+@pytest.mark.parametrize("note", [SEAM, CheckpointReached("c")])
+def test_a_seam_or_a_checkpoint_may_be_told_once_the_stream_has_started(note: Event) -> None:
+    """What goes on must have begun; behind the end of a choice others may still go on."""
+    early = copy.copy(note)
+    assert dropped(early, START, note, TextDelta("t"), note, END, note) == [early]
+
+
+def test_notes_open_no_choice() -> None:
+    """A choice of which only a note was seen has nothing to finish."""
+    lifecycle = Lifecycle()
+    lifecycle.admit([START, CheckpointReached("c", 1), SEAM, FAILED, END])
+    assert not lifecycle.is_open(1)
+    assert lifecycle.finished_count == 1
+
+
+def test_a_seam_leaves_the_choice_as_it_was() -> None:
+    """Its text goes on; a second start is dropped, and so is a call under a number that was given."""
+    again, call = StreamStarted("b", "m"), ToolCallStarted(0, "d", "g")
+    events: list[Event] = [START, TextDelta("t"), ToolCallStarted(0, "c", "f"), SEAM]
+    assert dropped(*events, again, TextDelta("t"), call, ToolCallDelta(0, "{}"), END) == [again, call]
 
 
 def test_start_is_remembered() -> None:

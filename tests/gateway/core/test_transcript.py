@@ -3,12 +3,16 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.continuation import Checkpoint
 from gateway.core.events import (
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
     Event,
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -101,6 +105,80 @@ def test_deltas_are_counted() -> None:
         ToolCallDelta(0, "d"),
     ]
     assert fold(*events, ProviderExtra()).delta_count == 5
+
+
+def test_notes_are_nothing_to_see() -> None:
+    """Neither a failed attempt nor a seam nor a checkpoint is a piece of the answer."""
+    transcript = fold(
+        AttemptFailed("a/m", 1, "reset", "stream_truncated"),
+        StreamContinued("b/m", "a/m", "restart", 2, 0),
+        CheckpointReached("t"),
+    )
+    assert (transcript.delta_count, transcript.is_visible, transcript.choice().text) == (0, False, "")
+
+
+def test_the_target_is_that_of_the_attempt_which_speaks_now() -> None:
+    """The start's, and behind a seam the one that goes on; a failed one has nothing more to say."""
+    transcript = Transcript()
+    targets = [transcript.target]
+    for event in (
+        StreamStarted("i", "m", target="a/m"),
+        AttemptFailed("a/m", 1, "reset", "stream_truncated", has_delivered=True),
+        StreamContinued("b/m", "a/m", "exact", 2, 5),
+        TextDelta("x"),
+    ):
+        transcript.add([event])
+        targets.append(transcript.target)
+    assert targets == ["", "a/m", "a/m", "b/m", "b/m"]
+    assert transcript.started == StreamStarted("i", "m", target="a/m")
+
+
+def test_a_checkpoint_is_its_targets_and_stands_behind_the_text_so_far() -> None:
+    """The last one counts; behind a seam it is no longer the first target's."""
+    start, seam = StreamStarted("i", "m", target="a/m"), StreamContinued("b/m", "a/m", "exact", 2, 5)
+    events: list[Event] = [start, TextDelta("Hel"), CheckpointReached("1"), TextDelta("lo"), CheckpointReached("2")]
+    assert fold(*events).choice().checkpoint == Checkpoint(target="a/m", token="2", character_count=5)
+    events += [seam, TextDelta("!")]
+    assert fold(*events).choice().checkpoint == Checkpoint(target="a/m", token="2", character_count=5)
+    events.append(CheckpointReached("3"))
+    assert fold(*events).choice().checkpoint == Checkpoint(target="b/m", token="3", character_count=6)
+
+
+def test_each_choice_has_its_own_checkpoint() -> None:
+    """Only its own text stands before it."""
+    transcript = fold(TextDelta("long text"), TextDelta("ab", 1), CheckpointReached("t", 1))
+    assert transcript.choice(0).checkpoint is None
+    assert transcript.choice(1).checkpoint == Checkpoint(target="", token="t", character_count=2)
+
+
+def test_pieces_of_text_and_reasoning_are_counted_for_each_choice() -> None:
+    """What was used is estimated from them."""
+    transcript = fold(ReasoningDelta("r"), TextDelta("a"), TextDelta("b"), TextDelta("c", 1), RefusalDelta("no"))
+    counts = [(choice.text_delta_count, choice.reasoning_delta_count) for choice in transcript.choices.values()]
+    assert counts == [(2, 1), (1, 0)]
+
+
+@given(st.lists(st.text(st.characters(codec=None), min_size=1)))
+def test_text_is_kept_to_the_character(texts: list[str]) -> None:
+    """Line ends are not translated, and what is outside of the first plane is one character."""
+    choice = fold(*map(TextDelta, texts)).choice()
+    assert choice.text == "".join(texts)
+    assert choice.character_count == sum(map(len, texts))
+
+
+def test_line_ends_stay_as_they_are() -> None:
+    """Those of Windows are two characters."""
+    choice = fold(TextDelta("a\r"), TextDelta("\nb\rc\n")).choice()
+    assert (choice.text, choice.character_count) == ("a\r\nb\rc\n", 7)
+
+
+def test_representation_has_nothing_of_the_answer() -> None:
+    """A transcript that ends up in a traceback gives nobody away."""
+    transcript = fold(
+        StreamStarted("i", "m"), TextDelta("hush"), ReasoningDelta("hush"), ToolCallStarted(0, "c", "f"),
+        ToolCallDelta(0, "hush"), CheckpointReached("hush"),
+    )  # fmt: skip
+    assert "hush" not in repr(transcript)
 
 
 @given(st.lists(st.text(min_size=1)), st.integers(0, 5))
