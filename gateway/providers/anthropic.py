@@ -12,12 +12,14 @@ Where the two vocabularies differ, the mapping takes the nearest thing that is t
   nothing before. ``none`` switches thinking off; models that always think get the least effort instead.
   Thinking is left off where the API would refuse it: with a forced tool, with an open assistant turn, and (budgets) in
   the middle of a tool loop, whose thinking blocks an OpenAI client cannot send back.
+- A partial answer is an open assistant turn, which models up to Claude 4.5 go on with and later ones refuse. It may not
+  end in white space: that is not sent, and not told again where the model says it once more.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -31,6 +33,7 @@ from gateway.core.call import (
     Json,
     Message,
     Part,
+    Role,
     TextPart,
     Tool,
     ToolCall,
@@ -39,7 +42,8 @@ from gateway.core.call import (
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.providers.anthropic_stream import AnthropicDecoder, read_answer, read_error
-from gateway.providers.base import DATA_URI, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.continued import OpenTurn, Rest, continued, continued_answer, goes_on, messages_with, open_turn
 from gateway.providers.errors import decode_or_none, retry_after_s, should_retry, upstream_error
 
 DEFAULT_API_VERSION = "2023-06-01"
@@ -64,6 +68,9 @@ _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 16384, "xhigh"
 
 _JSON_OBJECT = "Answer with a single JSON object and nothing else: no text around it and no code fence."
 
+_LAST_CONTINUED = (4, 5)
+"""Every later Claude wants the last turn to be the user's."""
+
 _VERSION = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:-(\d{1,2}))?(?!\d)")
 _NOT_IN_IDS = re.compile(r"[^\w-]", re.ASCII)
 
@@ -77,6 +84,10 @@ class Anthropic:
     options: ProviderOptions
     default_base_url: ClassVar[str] = "https://api.anthropic.com"
 
+    def continues(self, call: Call) -> bool:
+        """Whether the call's model goes on with an open assistant turn."""
+        return goes_on(self.options, call, is_known=takes_open_turn(call.target_model))
+
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Messages request; raises ``InvalidRequest`` for what that cannot express."""
         base_url = self.options.base_url_or(self.default_base_url).removesuffix("/v1")
@@ -89,18 +100,32 @@ class Anthropic:
         body = msgspec.json.encode(_write_body(call, accepts_sampling=version < _NO_SAMPLING_VERSION))
         return UpstreamRequest(f"{base_url}/v1/messages", {**headers, **self.options.headers}, body)
 
-    def decoder(self, call: Call) -> AnthropicDecoder:
+    def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
-        return AnthropicDecoder(call, secret=self.options.api_key)
+        return continued(AnthropicDecoder(call, secret=self.options.api_key), _rest(call))
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer; raises as a decoder does."""
-        return read_answer(call, body, secret=self.options.api_key)
+        return continued_answer(read_answer(call, body, secret=self.options.api_key), _rest(call))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means; a spend limit (``error.details.error_code``) does not pass by waiting."""
         said = read_error(decode_or_none(body), self.options.api_key)
         return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry(headers))
+
+
+def takes_open_turn(model: str) -> bool:
+    """Return whether a model is a Claude that goes on with an open assistant turn."""
+    return (0, 0) < _version(_family(model)) <= _LAST_CONTINUED
+
+
+def _open_turn(call: Call) -> OpenTurn | None:
+    return open_turn(call, takes_space=False)
+
+
+def _rest(call: Call) -> Rest | None:
+    turn = _open_turn(call)
+    return None if turn is None else turn.rest()
 
 
 def _write_body(call: Call, *, accepts_sampling: bool) -> Json:
@@ -110,8 +135,9 @@ def _write_body(call: Call, *, accepts_sampling: bool) -> Json:
         raise InvalidRequest("Anthropic gives no log probabilities", param="logprobs")
     model = call.target_model
     family = _family(model)
-    thought = _thought(call, family)
-    body: dict[str, Any] = {"model": model, "max_tokens": thought.max_tokens, "messages": _turns(call)}
+    messages = messages_with(call, _open_turn(call))
+    thought = _thought(call, family, last_role=messages[-1].role if messages else "user")
+    body: dict[str, Any] = {"model": model, "max_tokens": thought.max_tokens, "messages": _turns(messages)}
     user = call.source.body.get("user")
     optional = {
         "system": _system(call),
@@ -161,10 +187,10 @@ def _system(call: Call) -> str:
     return text
 
 
-def _turns(call: Call) -> list[_Block]:
+def _turns(messages: Sequence[Message]) -> list[_Block]:
     """Return the conversation in turns that alternate, none of them empty."""
     turns: list[_Block] = []
-    for i, message in enumerate(call.messages):
+    for i, message in enumerate(messages):
         if message.role in ("system", "developer"):
             continue
         role = "assistant" if message.role == "assistant" else "user"
@@ -326,7 +352,7 @@ class _Thought:
         return self.thinking is not None and self.thinking["type"] != "disabled"
 
 
-def _thought(call: Call, family: str) -> _Thought:
+def _thought(call: Call, family: str, *, last_role: Role) -> _Thought:
     max_tokens = call.max_output_tokens
     if max_tokens is None:
         max_tokens = 4096 if family.startswith(_SMALL_ANSWERS) else DEFAULT_MAX_TOKENS
@@ -338,7 +364,6 @@ def _thought(call: Call, family: str) -> _Thought:
         return _Thought(max_tokens)
     if effort == "none":
         return _without_thinking(max_tokens, family)
-    last_role = call.messages[-1].role if call.messages else "user"
     is_refused = last_role == "assistant" or (call.tool_choice is not None and call.tool_choice.mode == "required")
     if version > (4, 5):
         native = "high" if effort == "xhigh" and version == (4, 6) else _EFFORTS[effort]

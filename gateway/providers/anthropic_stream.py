@@ -170,14 +170,15 @@ class AnthropicDecoder(EventDecoder):
         self._call_count = 0
         self._open_call: _OpenCall | None = None
 
+    @property
+    def usage(self) -> Usage | None:
+        """What was reported, and an estimate of the output until that was."""
+        return self._with_estimate() if self._lacks_output else super().usage
+
     def finish(self) -> list[Event]:
         """Take the end of the bytes; the output is estimated where only the input was reported."""
         events = super().finish()
-        if not self._has_output_usage and self._usage.input_tokens is not None:
-            usage = self._usage.total()
-            estimate = self._estimate().output_tokens
-            events.append(UsageReported(msgspec.structs.replace(usage, output_tokens=estimate, is_estimated=True)))
-        return events
+        return [*events, UsageReported(self._with_estimate())] if self._lacks_output else events
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         if self._has_ended:
@@ -201,6 +202,14 @@ class AnthropicDecoder(EventDecoder):
 
     def _is_whole(self) -> bool:
         return self._has_ended and self._lifecycle.has_started
+
+    @property
+    def _lacks_output(self) -> bool:
+        return self._usage.input_tokens is not None and not self._has_output_usage
+
+    def _with_estimate(self) -> Usage:
+        output_tokens = self._estimate().output_tokens
+        return msgspec.structs.replace(self._usage.total(), output_tokens=output_tokens, is_estimated=True)
 
     def _read_other(self, event: _StreamEvent, data: bytes, found: list[Event]) -> None:
         match event.type:

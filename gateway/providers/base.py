@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -38,7 +38,11 @@ DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]+)*?;base64,", re.IGNOR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderOptions:
-    """What the configuration says of one provider, as far as its wire is concerned."""
+    """What the configuration says of one provider, as far as its wire is concerned.
+
+    ``continuation`` is the operator's word on partial answers: ``exact`` says that the provider goes on with one, which
+    may be known of it or not, ``anchored`` and ``off`` that it shall not be asked to.
+    """
 
     name: str
     base_url: str | None = None
@@ -46,6 +50,7 @@ class ProviderOptions:
     host: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     api_version: str | None = None
+    continuation: Literal["auto", "exact", "anchored", "off"] = "auto"
 
     def base_url_or(self, default: str) -> str:
         """Return where the provider is, without a slash at the end: as configured, or where it is known to be."""
@@ -78,9 +83,23 @@ class Decoder(Protocol):
     def is_complete(self) -> bool:
         """Whether the provider's own end marker was seen, so that nothing more needs to be read."""
 
+    @property
+    def usage(self) -> Usage | None:
+        """What the attempt is known to have used so far; an estimate that says so where the provider has not told."""
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the last read brought text that is not told, or not yet: a sign of life, though nothing is new."""
+
 
 class Provider(Protocol):
-    """One configured provider."""
+    """One configured provider.
+
+    Asked to go on exactly (``Call.continuation``), what it reads, in pieces or as a whole, is what is new and no more.
+    """
+
+    def continues(self, call: Call) -> bool:
+        """Whether the call's target goes on with a partial answer exactly."""
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` in the provider's wire; raises ``InvalidRequest`` for what it cannot express."""
@@ -103,6 +122,8 @@ class EventDecoder:
     ``finish``, which the caller reaches at once because ``is_complete`` says that nothing more needs to be read.
     """
 
+    is_replaying = False
+
     def __init__(self, call: Call, *, secret: str | None = None) -> None:
         self._call = call
         self._secret = secret
@@ -111,12 +132,19 @@ class EventDecoder:
         self._failure: UpstreamError | None = None
         self._has_ended = False
         self._character_count = 0
-        self._has_usage = False
+        self._reported: Usage | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the provider's own end marker, or its error, was seen."""
         return self._has_ended or self._failure is not None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The last usage that was reported, else an estimate; ``None`` while nothing was said."""
+        if self._reported is None and self._character_count:
+            return self._estimate()
+        return self._reported
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that ``data`` completes, in legal order."""
@@ -139,7 +167,7 @@ class EventDecoder:
         events = self._admit(events)
         if not self._is_whole():
             raise cut_off()
-        return events if self._has_usage else [*events, UsageReported(self._estimate())]
+        return events if self._reported is not None else [*events, UsageReported(self._estimate())]
 
     def _read_rest(self, events: list[Event]) -> None:
         """Read what came without its blank line: an event that is whole, or half of one, which is nothing."""
@@ -176,7 +204,8 @@ class EventDecoder:
                 self._character_count += len(event.text)
             else:
                 self._character_count += _length(event)
-                self._has_usage |= type(event) is UsageReported
+                if type(event) is UsageReported:
+                    self._reported = event.usage
         return admitted
 
     def _estimate(self) -> Usage:
@@ -234,6 +263,8 @@ def _length(event: Event) -> int:
 
 def _estimate(call: Call, character_count: int) -> Usage:
     prompt_characters = sum(len(message.text) for message in call.messages)
+    if call.continuation is not None and call.continuation.way == "exact":
+        prompt_characters += len(call.continuation.text)
     return Usage(estimate_tokens(prompt_characters), estimate_tokens(character_count), is_estimated=True)
 
 

@@ -9,13 +9,15 @@ Of the answers nothing has to be said per host: the decoder copes with what any 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from gateway.core.call import Call
 from gateway.core.errors import ConfigError
-from gateway.providers.openai import OPENAI_WIRE, OpenAI, Wire
+from gateway.providers.anthropic import takes_open_turn
+from gateway.providers.openai import OPENAI_WIRE, OpenAI, Prefill, Wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,30 @@ def _adapt_deepseek(body: dict[str, Any], call: Call) -> None:  # noqa: ARG001, 
         body["reasoning_effort"] = {"low": "low", "medium": "high", "high": "high", "xhigh": "max"}.get(effort, effort)
 
 
+_LEFT_OPEN_BY_OLLAMA = re.compile(
+    r"(?:[\w.-]+/)?(?:qwen3-coder|qwen3\.5|lfm2|olmo-?3|laguna|cohere|command)", re.IGNORECASE
+)
+"""The models whose last turn Ollama's own renderers leave open; it is closed by others, or in a way nobody knows."""
+
+_OPEN_WEIGHTS = re.compile(r"(?:deepseek|meta-llama|mistralai|moonshotai|qwen)/", re.IGNORECASE)
+
+
+def _is_left_open_by_ollama(model: str) -> bool:
+    return _LEFT_OPEN_BY_OLLAMA.match(model) is not None
+
+
+def _is_continued_by_openrouter(model: str) -> bool:
+    """OpenRouter passes the turn on as it is: the model behind it decides."""
+    if model.startswith("anthropic/"):
+        return takes_open_turn(model)
+    return _OPEN_WEIGHTS.match(model) is not None
+
+
+def _is_text_model_of_groq(model: str) -> bool:
+    """Of the models that answer in OpenAI's harmony format nothing is documented."""
+    return "gpt-oss" not in model
+
+
 _UNKNOWN = Host("")
 _NO_REASONING_BACK = Wire(takes_reasoning_back=False)
 
@@ -46,24 +72,34 @@ HOSTS: dict[str, Host] = {
     "cerebras": Host("https://api.cerebras.ai/v1", _NO_REASONING_BACK),
     "crusoe": Host("https://hub.crusoecloud.com/v1"),
     "deepinfra": Host("https://api.deepinfra.com/v1/openai"),
-    "deepseek": Host("https://api.deepseek.com", Wire(adapt=_adapt_deepseek)),
+    "deepseek": Host(
+        "https://api.deepseek.com", Wire(prefill=Prefill(turn={"prefix": True}, path="/beta"), adapt=_adapt_deepseek)
+    ),
     "doubleword": Host("https://api.doubleword.ai/v1"),
     "fireworks": Host("https://api.fireworks.ai/inference/v1"),
     "github-copilot": Host("https://api.githubcopilot.com"),
     "gpustack": Host("http://127.0.0.1/v1"),
     "groq": Host(
-        "https://api.groq.com/openai/v1", Wire(max_tokens_key="max_completion_tokens", takes_reasoning_back=False)
+        "https://api.groq.com/openai/v1",
+        Wire(
+            max_tokens_key="max_completion_tokens",
+            takes_reasoning_back=False,
+            prefill=Prefill(models=_is_text_model_of_groq),
+        ),
     ),
     "huggingface": Host("https://router.huggingface.co/v1"),
     "litellm-proxy": Host("http://127.0.0.1:4000/v1"),
-    "llama.cpp": Host("http://127.0.0.1:8080/v1"),
+    "llama.cpp": Host("http://127.0.0.1:8080/v1", Wire(prefill=Prefill())),
     "lmstudio": Host("http://127.0.0.1:1234/v1"),
     "mistralrs": Host("http://127.0.0.1:1234/v1"),
     "moonshot": Host("https://api.moonshot.ai/v1"),
     "nebius": Host("https://api.studio.nebius.com/v1"),
     "nvidia": Host("https://integrate.api.nvidia.com/v1"),
-    "ollama": Host("http://127.0.0.1:11434/v1"),
-    "openrouter": Host("https://openrouter.ai/api/v1", Wire(has_developer_role=True)),
+    "ollama": Host("http://127.0.0.1:11434/v1", Wire(prefill=Prefill(models=_is_left_open_by_ollama))),
+    "openrouter": Host(
+        "https://openrouter.ai/api/v1",
+        Wire(has_developer_role=True, prefill=Prefill(models=_is_continued_by_openrouter, takes_space=False)),
+    ),
     "perplexity": Host("https://api.perplexity.ai", _NO_REASONING_BACK),
     "requesty": Host("https://router.requesty.ai/v1", Wire(has_developer_role=True)),
     "sambanova": Host("https://api.sambanova.ai/v1"),
@@ -71,7 +107,10 @@ HOSTS: dict[str, Host] = {
     "together": Host("https://api.together.xyz/v1"),
     "venice": Host("https://api.venice.ai/api/v1"),
     "vercel": Host("https://ai-gateway.vercel.sh/v1", Wire(has_developer_role=True)),
-    "vllm": Host("http://127.0.0.1:8000/v1"),
+    "vllm": Host(
+        "http://127.0.0.1:8000/v1",
+        Wire(prefill=Prefill(body={"continue_final_message": True, "add_generation_prompt": False, "echo": False})),
+    ),
     "xai": Host("https://api.x.ai/v1", _NO_REASONING_BACK),
     "zai": Host("https://api.z.ai/api/paas/v4"),
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from math import isfinite
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -33,11 +33,36 @@ FINAL_CODES = re.compile(
 """A 429 with one of these will not pass by waiting."""
 
 _CONTEXT = re.compile(
-    r"context[_ ]length|context window|maximum context|prompt is too long|too many tokens|exceeds the maximum number of"
-    r" tokens|input token count",
+    r"context[_ ](?:length|limit|size|window)|maximum context|maximum (?:model|prompt) length|input token count"
+    r"|(?:input|prompt|length of all messages) (?:is )?too long|too[_ ]many[_ ](?:\w+[_ ])?tokens"
+    r"|exceeds (?:the )?maximum (?:length|number of tokens)|inputs` tokens \+ `max_new_tokens`"
+    r"|reduce the length of the (?:messages|prompt)",
     re.IGNORECASE,
 )
 _FILTER = re.compile(r"content_filter|content_policy|content management policy|safety|moderation", re.IGNORECASE)
+
+Refused: TypeAlias = Literal["request", "stream", "continuation"]
+
+_NO_STREAM = re.compile(
+    r"n[o’']t support streaming\b(?! (?:argument|audio|file|function|image|input|tool|video))"
+    r"|n[o’']t support \w[\w ]{0,40} in streaming\b"
+    r"|(?<!argument )(?<!audio )(?<!file )(?<!image )(?<!input )(?<!video )\bstream(?:ing|(?:ing)? mode|ed responses)"
+    r" (?:is |are )?(?:currently )?(?:not|un)(?: yet)? ?(?:available|enabled|supported)\b"
+    r"|stream['`\"]? ?(?:does not support true|[:=] ?true (?:is )?(?:not|un) ?supported)|verified to stream\b",
+    re.IGNORECASE,
+)
+"""That a model gives whole answers only, and not that something else cannot be streamed to it or from it."""
+
+_NO_CONTINUATION = re.compile(
+    r"pre-?fill|ending with a model turn|final .?assistant.? (?:content|message)|must end with a user (?:message|turn)"
+    r"|\blast role\b|\blast message\b.{0,60}\b(?:assistant|role|user)\b|2 or more assistant messages"
+    r"|\bprefix\b.{0,80}\bassistant\b|\bassistant\b.{0,80}\bprefix\b"
+    r"|continue_final_message|add_generation_prompt|continuation[_ ]?token",
+    re.IGNORECASE,
+)
+"""That an answer cannot be gone on with: by this model, or in the way in which it was asked for."""
+
+_MAX_QUOTED_CHARACTERS = 4000
 _SECRET = re.compile(
     r"(?i)bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|key|api|AIza|tgp|hf|r8|fw|nvapi|csk|pplx|mr|LLM)[-_][\w\-.*]{6,}|AIza[\w\-]{10,}"
     r"|(?<=key=)[^\s&]+|(?<![\w\-])[\w\-]{3,}\*{3,}[\w\-]*"
@@ -88,12 +113,21 @@ def _seconds_until(value: str, date: str | None, now_unix_s: float | None) -> fl
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What all providers' error bodies say in one way or another."""
+    """What all providers' error bodies say in one way or another.
+
+    ``quoted`` is what a host in between has put beside its own words of the provider's behind it. It is never shown.
+    """
 
     message: str = ""
     code: str = ""
     type: str = ""
     param: str | None = None
+    quoted: str = field(default="", repr=False)
+
+    @property
+    def words(self) -> str:
+        """All that tells what the error is about."""
+        return f"{self.code} {self.type} {self.message} {self.quoted}"
 
 
 def upstream_error(
@@ -105,9 +139,8 @@ def upstream_error(
     without a word of quota or billing, and everything from 500 up.
     """
     message = said.message or f"the provider answered with status {status}"
-    words = f"{said.code} {said.type} {said.message}"
     retryable = should_retry if should_retry is not None else status in (408, 409, 424, 425, 429) or status >= 500
-    if status == 429 and FINAL_CODES.search(words):
+    if status == 429 and FINAL_CODES.search(f"{said.code} {said.type} {said.message}"):
         return UpstreamRefused(
             message, status_code=429, code=said.code or "insufficient_quota", retryable=False,
             error_type="rate_limited", upstream_status=status,
@@ -127,19 +160,30 @@ def upstream_error(
     if status >= 500:
         return UpstreamFailed(
             message, status_code=504 if status == 504 else 502, code=said.code or None, retry_after_s=wait_s,
-            retryable=retryable, upstream_status=status,
+            retryable=retryable, upstream_status=status, refused=_refused(status, said),
         )  # fmt: skip
     return UpstreamRefused(
         message, status_code=status if status in (400, 404, 408, 409, 413, 415, 422) else 502,
         code=said.code or said.type or None, param=said.param, retry_after_s=wait_s, retryable=retryable,
-        error_type=_refusal_type(words), upstream_status=status,
+        error_type=_refusal_type(said), upstream_status=status, refused=_refused(status, said),
     )  # fmt: skip
 
 
-def _refusal_type(words: str) -> ErrorType:
-    if _CONTEXT.search(words):
+def _refused(status: int, said: ErrorBody) -> Refused:
+    """Return what exactly will not be done; an error that names another field than ``stream`` is about that one."""
+    if status in (400, 404, 405, 422, 501) and said.param in (None, "stream", "stream_options"):
+        is_option = said.param is not None and said.code in ("unsupported_parameter", "unsupported_value")
+        if is_option or _NO_STREAM.search(said.words):
+            return "stream"
+    if status in (400, 422) and _NO_CONTINUATION.search(f"{said.param} {said.words}"):
+        return "continuation"
+    return "request"
+
+
+def _refusal_type(said: ErrorBody) -> ErrorType:
+    if _CONTEXT.search(said.words):
         return "context_length"
-    return "content_filter" if _FILTER.search(words) else "bad_request"
+    return "content_filter" if _FILTER.search(said.words) else "bad_request"
 
 
 def read_error_body(body: bytes, *secrets: str | None) -> ErrorBody:
@@ -177,7 +221,14 @@ def error_from_json(document: Any, *secrets: str | None) -> ErrorBody:
         _word(inner.get("code"), secrets),
         _word(inner.get("type") or inner.get("status"), secrets),
         _param(inner.get("param"), secrets),
+        _quoted(inner.get("metadata")),
     )
+
+
+def _quoted(metadata: object) -> str:
+    """OpenRouter says no more than that its provider has failed, and keeps that one's words apart."""
+    raw = metadata.get("raw") if isinstance(metadata, Mapping) else None
+    return raw[:_MAX_QUOTED_CHARACTERS] if isinstance(raw, str) else ""
 
 
 def error_in_answer(said: object, *secrets: str | None) -> UpstreamError:
@@ -236,4 +287,5 @@ def interruption(error: UpstreamError) -> StreamInterrupted:
         retryable=error.retryable,
         error_type=error.error_type,
         upstream_status=error.upstream_status,
+        refused=error.refused,
     )

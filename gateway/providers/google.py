@@ -11,13 +11,16 @@ Where the two vocabularies differ, the mapping takes the nearest thing that is t
 - ``reasoning_effort`` is a level on Gemini 3 and later, a budget on 2.5, nothing before. What cannot stop thinking gets
   the least it can for ``none``; any other effort asks for the thoughts to be shown.
 - ``auto`` among some of the tools is ``VALIDATED``: the mode that leaves the choice to the model and can be restricted.
+- A partial answer is a last turn of the model's, which models up to 3.5 Flash go on with and later ones refuse. Where
+  the answer brought a continuation token, it goes on from there: the very same request is sent with the token, without
+  the partial answer, and with the limit of the whole answer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
@@ -36,9 +39,10 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import DATA_URI, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.continued import Rest, continued, goes_on, messages_with, open_turn
 from gateway.providers.errors import NOT_JSON, retry_after_s
-from gateway.providers.google_stream import GoogleDecoder, decode_error, model_name, read_error
+from gateway.providers.google_stream import GoogleDecoder, checkpoint_of, decode_error, model_name, read_error
 
 FOREIGN_SIGNATURE = "skip_thought_signature_validator"
 """What Google documents as the ``thoughtSignature`` of a call that its model did not make."""
@@ -58,6 +62,7 @@ _LEVELS = {
     "none": "MINIMAL",
 }
 _NO_MINIMAL = re.compile(r"gemini-(?:3\.[78]-flash|3(?:\.1)?-pro|4-(?:argon|carbon)|pro-latest)")
+_CONTINUED = re.compile(r"gemini-(?:2\.|3-|3\.1-|3\.5-flash(?!-lite)|pro-latest)")
 _NO_MEDIUM = re.compile(r"gemini-3-pro")
 _BUDGETS = {
     "none": 0,
@@ -87,6 +92,11 @@ class Google:
     options: ProviderOptions
     default_base_url: ClassVar[str] = "https://generativelanguage.googleapis.com"
 
+    def continues(self, call: Call) -> bool:
+        """Whether the call's model goes on from the token that it gave, or else with a last turn of its own."""
+        is_known = checkpoint_of(call) is not None or _CONTINUED.match(model_name(call)) is not None
+        return goes_on(self.options, call, is_known=is_known)
+
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a ``generateContent`` request; raises ``InvalidRequest`` for what that cannot express."""
         headers = content_headers(call)
@@ -97,9 +107,9 @@ class Google:
         body = msgspec.json.encode(_write_body(call))
         return UpstreamRequest(self._url(call), {**headers, **self.options.headers}, body)
 
-    def decoder(self, call: Call) -> GoogleDecoder:
+    def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
-        return GoogleDecoder(call, secret=self.options.api_key)
+        return continued(GoogleDecoder(call, secret=self.options.api_key), _rest(call))
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer: a stream of one document; raises as a decoder does."""
@@ -134,7 +144,19 @@ def _generation(model: str) -> tuple[int, int]:
     return _LATEST if model.startswith("gemini") else (0, 0)
 
 
+def _rest(call: Call) -> Rest | None:
+    checkpoint = checkpoint_of(call)
+    if checkpoint is not None and call.continuation is not None:
+        return Rest(replayed=call.continuation.text[checkpoint.character_count :])
+    turn = open_turn(call)
+    return None if turn is None else turn.rest()
+
+
 def _write_body(call: Call) -> dict[str, Any]:
+    checkpoint = checkpoint_of(call)
+    if checkpoint is not None and call.continuation is not None:
+        own = replace(call, continuation=None, max_output_tokens=call.continuation.limit_tokens)
+        return {**_write_body(own), "continuationToken": checkpoint.token}
     if call.logprobs:
         raise InvalidRequest("log probabilities cannot be had from this provider", param="logprobs")
     body: dict[str, Any] = {"contents": _write_contents(call)}
@@ -154,10 +176,11 @@ def _write_contents(call: Call) -> list[dict[str, Any]]:
 
     The API refuses a request without any: instructions that stand alone are said by the user.
     """
-    contents: list[dict[str, Any]] = []
+    alone: dict[str, Any] = {"role": "user", "parts": [{"text": call.system_text()}]}
+    contents: list[dict[str, Any]] = [] if call.conversation() else [alone]
     called: dict[str, str] = {}
     is_signed = _generation(model_name(call)) >= (3, 0)
-    for number, message in enumerate(call.messages):
+    for number, message in enumerate(messages_with(call, open_turn(call))):
         if message.role in ("system", "developer"):
             continue
         parts = _write_parts(message, f"messages[{number}]", called, is_signed=is_signed)
@@ -166,7 +189,7 @@ def _write_contents(call: Call) -> list[dict[str, Any]]:
             contents[-1]["parts"] += parts
         elif parts:
             contents.append({"role": role, "parts": parts})
-    return contents or [{"role": "user", "parts": [{"text": call.system_text()}]}]
+    return contents or [alone]
 
 
 def _write_parts(message: Message, place: str, called: dict[str, str], *, is_signed: bool) -> list[dict[str, Any]]:

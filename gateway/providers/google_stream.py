@@ -8,6 +8,11 @@ events, or a JSON array where something on the way has lost the ``alt=sse``.
 ``usageMetadata`` is a running total on nearly every chunk. Each new value is reported, so that a stream that is cut, or
 left by its client, keeps what it is known to have cost.
 
+A ``continuationToken`` is a checkpoint: from it, and for the same request, the answer can be gone on with. It counts
+where it came first, behind the text of its chunk. ``CONTINUATION`` says that the provider's turn is over and the answer
+is not; it ends the stream with an error of its own. A request that shows a partial answer is not the client's: the
+tokens that it brings are no good for any other, and are not told.
+
 A ``functionCall`` has no id on most models: it gets one made of the answer's own. It arrives whole and is told in one
 delta; where Vertex sends the arguments in pieces, each with its JSONPath, they are put together first. Images, code
 that Google runs and its results, and calls of its own tools are nothing that a client could answer: ``ProviderExtra``.
@@ -24,8 +29,10 @@ from typing import Any
 import msgspec
 
 from gateway.core.call import Call
+from gateway.core.continuation import ANSWER_CONTINUES, Checkpoint
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamRefused
 from gateway.core.events import (
+    CheckpointReached,
     ChoiceFinished,
     Event,
     FinishReason,
@@ -69,7 +76,8 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "3": "content_filter",
     "4": "content_filter",
 }
-_NOT_AN_END = frozenset({"", "0", "CONTINUATION", "FINISH_REASON_UNSPECIFIED"})
+_PAUSED = "CONTINUATION"
+_NOT_AN_END = frozenset({"", "0", _PAUSED, "FINISH_REASON_UNSPECIFIED"})
 _FAILED = frozenset(
     {
         "MALFORMED_FUNCTION_CALL",
@@ -135,6 +143,7 @@ class _Candidate(msgspec.Struct, rename="camel", gc=False):
     index: int | None = None
     content: _Content | None = None
     finish_reason: str | int | None = None
+    continuation_token: str | None = None
 
 
 class _Feedback(msgspec.Struct, rename="camel", gc=False):
@@ -184,6 +193,9 @@ class GoogleDecoder(EventDecoder):
         self._id: str | None = None
         self._usage: Usage | None = None
         self._finishes: dict[int, ChoiceFinished | None] = {}
+        self._paused: set[int] = set()
+        self._tokens: dict[int, str] = {}
+        self._tells_tokens = _is_own_request(call)
         self._call_counts: dict[int, int] = {}
         self._open_calls: dict[int, _OpenCall] = {}
 
@@ -208,6 +220,8 @@ class GoogleDecoder(EventDecoder):
                 raise malformed("a function call without its end")
         if isinstance(self._sse, JSONStreamDecoder) and self._sse.is_open:
             return False
+        if self._paused:
+            raise _answer_continues()
         return bool(self._finishes) and all(self._finishes.values())
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
@@ -230,6 +244,8 @@ class GoogleDecoder(EventDecoder):
         candidate = candidates[0]
         content = candidate.content
         if content is None or content.parts is None or len(content.parts) != 1 or candidate.finish_reason is not None:
+            return False
+        if candidate.continuation_token is not None:
             return False
         part = content.parts[0]
         if not part.text or part.thought or part.function_call is not None:
@@ -264,8 +280,19 @@ class GoogleDecoder(EventDecoder):
         events.extend([msgspec.structs.replace(event, frame=frame) for event in found])
         for finish in finishes:
             self._finishes[finish.index] = msgspec.structs.replace(finish, frame=frame)
+        events.extend(self._checkpoints(chunk))
         if failure is not None:
             raise failure
+
+    def _checkpoints(self, chunk: _Chunk) -> list[Event]:
+        """Return the tokens that are new; no dialect writes them, so they have no part in the chunk's frame."""
+        found: list[Event] = []
+        for candidate in chunk.candidates or ():
+            index, token = candidate.index or 0, candidate.continuation_token
+            if token and self._tells_tokens and token != self._tokens.get(index):
+                self._tokens[index] = token
+                found.append(CheckpointReached(token, index))
+        return found
 
     def _started(self, chunk: _Chunk) -> StreamStarted:
         self._id = chunk.response_id or ""
@@ -292,8 +319,11 @@ class GoogleDecoder(EventDecoder):
     def _read_finish(self, candidate: _Candidate, finishes: list[ChoiceFinished]) -> UpstreamError | None:
         """Note how a candidate ends; return the error that some ends are."""
         index, native = candidate.index or 0, str(candidate.finish_reason)
+        self._paused.discard(index)
         if native in _NOT_AN_END:
             self._finishes[index] = None
+            if native == _PAUSED:
+                self._paused.add(index)
             return None
         if native in _FAILED:
             return StreamInterrupted(
@@ -352,6 +382,25 @@ class GoogleDecoder(EventDecoder):
             call_id = f"call_{self._id or self._call.request_id}_{number}"
         found.append(ToolCallStarted(call_index, call_id, name, index=index))
         found.append(ToolCallDelta(call_index, arguments, index))
+
+
+def checkpoint_of(call: Call) -> Checkpoint | None:
+    """Return the checkpoint that ``call`` is to go on from, which is its very target's own."""
+    continuation = call.continuation
+    if continuation is None or continuation.way != "exact" or continuation.checkpoint is None:
+        return None
+    return continuation.checkpoint if continuation.checkpoint.target == str(call.target) else None
+
+
+def _is_own_request(call: Call) -> bool:
+    """Whether what is sent is the client's own request, with nothing of an answer behind it."""
+    way = call.continuation.way if call.continuation is not None else "restart"
+    return way == "restart" or checkpoint_of(call) is not None
+
+
+def _answer_continues() -> StreamInterrupted:
+    message = "the provider has ended its turn before the answer"
+    return StreamInterrupted(message, code=ANSWER_CONTINUES, retryable=True, error_type="_OTHER")
 
 
 def model_name(call: Call) -> str:

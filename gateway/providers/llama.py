@@ -29,6 +29,7 @@ from gateway.core.events import (
 )
 from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import Decoder, EventDecoder, UpstreamRequest, framed, started, wanted_format
+from gateway.providers.continued import continued, continued_answer
 from gateway.providers.errors import (
     NOT_JSON,
     ErrorBody,
@@ -106,11 +107,11 @@ class Llama(OpenAI):
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
-        return LlamaDecoder(call, secret=self.options.api_key)
+        return continued(LlamaDecoder(call, secret=self.options.api_key), self._rest(call))
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer; raises as a decoder does."""
-        return _read_answer(call, body, self.options.api_key)
+        return continued_answer(_read_answer(call, body, self.options.api_key), self._rest(call))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means: ``{"title", "detail", "status"}``."""

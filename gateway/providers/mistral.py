@@ -3,6 +3,8 @@
 Unknown fields are refused there with a 422, so only those that Mistral documents are sent; ``seed`` is ``random_seed``
 and ``max_completion_tokens`` is ``max_tokens``. Usage comes unasked on the last chunk. Reasoning comes as a list-valued
 content, which the decoder turns into ``reasoning_content``; the answer of a turn is taken back as plain text.
+
+A partial answer is an assistant's turn with ``prefix``, which Mistral repeats before it goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from gateway.core.call import Call
-from gateway.providers.openai import OpenAI, Wire
+from gateway.providers.openai import OpenAI, Prefill, Wire
 
 _ACCEPTED = frozenset(
     {
@@ -57,6 +59,7 @@ _WIRE = Wire(
     takes_reasoning_back=False,
     accepted=_ACCEPTED,
     renamed={"seed": "random_seed"},
+    prefill=Prefill(turn={"prefix": True}, echoes=True),
     adapt=_adapt,
 )
 

@@ -7,6 +7,9 @@ not: a provider that differs only in those is one line in a table, not a file.
 Sampling parameters on a reasoning model, and ``max_tokens`` on one that wants ``max_completion_tokens``, would be
 refused by OpenAI with a 400; a route that falls back between models cannot have its client know that, so they are left
 out or renamed for the models that are known for it.
+
+OpenAI itself answers a trailing turn of the assistant's with a new one. Hosts that go on with it say so in
+``Wire.prefill``, each in its own way.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from gateway.core.call import (
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest, content_headers
+from gateway.providers.continued import OpenTurn, Rest, continued, continued_answer, goes_on, messages_with, open_turn
 from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
@@ -45,6 +49,30 @@ _SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "l
 
 def _as_is(body: dict[str, Any], call: Call) -> None:
     """Leave the body as the client sent it."""
+
+
+def _any_model(_model: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefill:
+    """How a host is asked to go on with a trailing turn of the assistant's, and which of its ``models`` do.
+
+    ``turn`` and ``body`` are the keys that ask for it, ``path`` is what takes the place of ``/v1`` in the address.
+    A host that ``echoes`` repeats the turn first. Where it may not end in white space, ``takes_space`` is false.
+    """
+
+    turn: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict)
+    path: str = ""
+    echoes: bool = False
+    takes_space: bool = True
+    models: Callable[[str], bool] = _any_model
+
+
+_TRAILING_TURN = Prefill()
+"""Nothing but the turn, as it is: for hosts of which an operator says that they go on with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +92,13 @@ class Wire:
     accepted: frozenset[str] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    prefill: Prefill | None = None
     adapt: Callable[[dict[str, Any], Call], None] = _as_is
+
+    def open_turn(self, call: Call) -> OpenTurn | None:
+        """Return the turn that the host is to go on with, ``None`` where it is to begin one."""
+        prefill = self.prefill or _TRAILING_TURN
+        return open_turn(call, echoes=prefill.echoes, takes_space=prefill.takes_space)
 
 
 def _adapt_reasoning_model(body: dict[str, Any], call: Call) -> None:
@@ -103,9 +137,17 @@ class OpenAI:
         """Where the provider is: as configured, or where it is known to be."""
         return self.options.base_url_or(self.default_base_url)
 
-    def url(self, call: Call) -> str:  # noqa: ARG002, some hosts have the model in their path
-        """Return the address that answers ``call``."""
-        return self.base_url + self.wire.path
+    def continues(self, call: Call) -> bool:
+        """Whether the host goes on with a partial answer of the call's model."""
+        prefill = self.wire.prefill
+        return goes_on(self.options, call, is_known=prefill is not None and prefill.models(call.target_model))
+
+    def url(self, call: Call) -> str:
+        """Return the address that answers ``call``, or goes on with its answer."""
+        prefill, base_url = self.wire.prefill, self.base_url
+        if prefill is not None and prefill.path and self.wire.open_turn(call) is not None:
+            base_url = base_url.removesuffix("/v1").removesuffix(prefill.path) + prefill.path
+        return base_url + self.wire.path
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Chat Completions request; raises ``InvalidRequest`` for what it cannot express."""
@@ -113,16 +155,22 @@ class OpenAI:
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
-        return OpenAIDecoder(call, secret=self.options.api_key, done_is_end=self.wire.done_is_end)
+        decoder = OpenAIDecoder(call, secret=self.options.api_key, done_is_end=self.wire.done_is_end)
+        return continued(decoder, self._rest(call))
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer; raises as a decoder does."""
-        return read_answer(call, body, secret=self.options.api_key)
+        return continued_answer(read_answer(call, body, secret=self.options.api_key), self._rest(call))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means."""
         said = read_error_body(body, self.options.api_key)
         return upstream_error(status, said, wait_s=retry_after_s(headers), should_retry=should_retry(headers))
+
+    def _rest(self, call: Call) -> Rest | None:
+        """Return what passes on no more than the rest of an answer that is to be gone on with."""
+        turn = self.wire.open_turn(call)
+        return None if turn is None else turn.rest()
 
     def _headers(self, call: Call) -> dict[str, str]:
         headers = content_headers(call)
@@ -137,7 +185,8 @@ def write_body(call: Call, wire: Wire) -> dict[str, Any]:
     """Return the request's body: the client's own where it spoke this wire, else one written from the call."""
     body = dict(call.source.body) if call.source.wire == OPENAI_CHAT else _parameters(call)
     body["model"] = call.target_model
-    body["messages"] = [_write_message(message, wire) for message in call.messages]
+    turn = wire.open_turn(call)
+    body["messages"] = [_write_message(message, wire) for message in messages_with(call, turn)]
     _set_max_tokens(body, call, wire)
     _set_stream(body, call, wire)
     for ours, theirs in wire.renamed.items():
@@ -145,6 +194,9 @@ def write_body(call: Call, wire: Wire) -> dict[str, Any]:
             body[theirs] = body.pop(ours)
     if wire.accepted is not None:
         body = {key: value for key, value in body.items() if key in wire.accepted}
+    if turn is not None and turn.text and wire.prefill is not None:
+        body |= wire.prefill.body
+        body["messages"][-1] = {**body["messages"][-1], **wire.prefill.turn}
     wire.adapt(body, call)
     return body
 

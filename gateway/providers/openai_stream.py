@@ -8,6 +8,9 @@ mended in its frame by ``openai_mend``, and only where it must be: an ``id``, ``
 the way, a missing role, index or list of choices, reasoning under another name, Mistral's list-valued content,
 arguments as an object, a foreign finish reason.
 
+An answer that goes on with one which the client knows already keeps that one's identity and role, whatever the chunks
+say: their start is an event without a frame, for there is nothing in it that the client has not got.
+
 Only what is needed is decoded, into typed structs: 0.6 µs for a chunk of 250 bytes instead of 2.1 µs into dictionaries.
 """
 
@@ -123,6 +126,7 @@ class OpenAIDecoder(EventDecoder):
     def __init__(self, call: Call, *, secret: str | None = None, done_is_end: bool = False) -> None:
         super().__init__(call, secret=secret)
         self._done_is_end = done_is_end
+        self._known = _known_identity(call)
         self._identity: Identity | None = None
         self._early: list[bytes] = []
         self._calls = CallIndex(call.request_id)
@@ -191,11 +195,13 @@ class OpenAIDecoder(EventDecoder):
         found: list[Event] = []
         mender = Mender(data)
         choices = chunk.choices or []
+        is_known_start = False
         if self._identity is None:
             if not choices and not chunk.id:  # Azure's word on the prompt; it has no identity yet
                 self._early.append(data)
                 return
-            self._start(chunk, found, mender)
+            is_known_start = self._known is not None
+            self._start(chunk, events if is_known_start else found, mender)
             events.extend(self._early_extras())
         elif (chunk.id, chunk.created, chunk.model) != self._identity:
             mender.identity = self._identity
@@ -206,7 +212,8 @@ class OpenAIDecoder(EventDecoder):
             read_choice(choice, choice.delta, self._calls, found, mender)
         if (usage := _usage_of(chunk)) is not None:
             found.append(UsageReported(usage))
-        events.extend(framed(found, mender.result(), OPENAI_CHUNK))
+        if found or not is_known_start:
+            events.extend(framed(found, mender.result(), OPENAI_CHUNK))
 
     def _note_once(self, index: int, choice: _Choice, mender: Mender) -> None:
         """See to it that a client hears the role, and the finish, of a choice once.
@@ -228,8 +235,11 @@ class OpenAIDecoder(EventDecoder):
             self._finished.add(index)
 
     def _start(self, chunk: _Chunk, found: list[Event], mender: Mender) -> None:
-        """The first chunk with a choice, or at least a name, gives the stream its identity."""
-        self._identity = identity = _identity_of(chunk, self._call)
+        """The first chunk with a choice, or at least a name, gives the stream its identity, if it is not known."""
+        if self._known is not None:
+            self._opened.add(0)
+            self._early.clear()
+        self._identity = identity = self._known or _identity_of(chunk, self._call)
         if identity != (chunk.id, chunk.created, chunk.model):
             mender.identity = identity
         answer_id, created_unix_s, model = identity
@@ -258,17 +268,20 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     _raise_error(answer, body, secret)
     if not answer.choices:
         raise malformed("a chat completion without choices")
-    identity = answer_id, created_unix_s, model = _identity_of(answer, call)
+    known = _known_identity(call)
+    identity = answer_id, created_unix_s, model = known or _identity_of(answer, call)
     mender = Mender(body)
     if identity != (answer.id, answer.created, answer.model):
         mender.identity = identity
-    events: list[Event] = [started(call, answer_id, model, created_unix_s)]
+    start = started(call, answer_id, model, created_unix_s)
+    events: list[Event] = [] if known else [start]
     calls = CallIndex(call.request_id)
     for _, choice in _numbered(answer.choices, mender):
         read_choice(choice, choice.message, calls, events, mender)
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
-    return Lifecycle().admit(framed(events, mender.result(), OPENAI_ANSWER))
+    told = framed(events, mender.result(), OPENAI_ANSWER)
+    return Lifecycle().admit([start, *told] if known else told)
 
 
 def _raise_error(chunk: _Chunk, data: bytes, secret: str | None) -> None:
@@ -287,6 +300,15 @@ def _identity_of(chunk: _Chunk, call: Call) -> Identity:
     """Return what the answer calls itself, or what it shall be called where it does not."""
     created_unix_s = int(chunk.created or call.created_unix_s)
     return chunk.id or f"chatcmpl-{call.request_id}", created_unix_s, chunk.model or call.target_model
+
+
+def _known_identity(call: Call) -> Identity | None:
+    """Return what the client knows the answer by, as the dialect has shown it to it; ``None`` before it knows any."""
+    known = call.continuation.started if call.continuation is not None else None
+    if known is None:
+        return None
+    created_unix_s = int(known.created_unix_s or call.created_unix_s)
+    return known.id or f"chatcmpl-{call.request_id}", created_unix_s, known.model or call.model
 
 
 def _numbered(choices: list[_Choice], mender: Mender) -> Iterator[tuple[int, _Choice]]:

@@ -22,6 +22,7 @@ from gateway.core.call import (
     ToolChoice,
     UnknownPart,
 )
+from gateway.core.continuation import Continuation
 from gateway.core.errors import InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamRefused
 from gateway.core.events import ChoiceFinished, TextDelta
 from gateway.providers.anthropic import DEFAULT_MAX_TOKENS, Anthropic
@@ -502,3 +503,62 @@ def test_the_provider_reads_streams_and_answers() -> None:
     events = make_provider().answer(make_call(), msgspec.json.encode(answer))
     assert [type(event) for event in events[1:]] == [TextDelta, ChoiceFinished]
     assert not make_provider().decoder(make_call()).is_complete
+
+
+# --- going on with an answer
+
+
+def go_on(text: str, *messages: Message, model: str = SONNET, **fields: Any) -> Call:
+    """Return a call that is to go on with ``text``."""
+    return make_call(*messages, model=model, continuation=Continuation(way="exact", text=text), **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("claude-opus-4-5", True),
+        ("claude-sonnet-4-5-20250929", True),
+        ("claude-haiku-4-5", True),
+        ("claude-sonnet-4-20250514", True),
+        ("claude-3-haiku-20240307", True),
+        ("us.anthropic.claude-3-7-sonnet-20250219-v1:0", True),
+        ("claude-opus-4-6", False),
+        ("claude-sonnet-5", False),
+        ("claude-haiku-5-5", False),
+        ("claude-fable-5-1", False),
+        ("claude-opus-latest", False),
+        ("muse-spark-1.1", False),
+    ],
+)
+def test_models_up_to_4_5_go_on_with_an_open_turn(model: str, *, expected: bool) -> None:
+    """Every later one wants the last turn to be the user's; of other vendors' models nothing is known."""
+    assert make_provider().continues(go_on("So", model=model)) is expected
+
+
+def test_operators_word_on_continuation_beats_the_model() -> None:
+    """A host may have another Claude behind the name."""
+    assert make_provider(continuation="exact").continues(go_on("So", model="claude-opus-4-6"))
+    assert not make_provider(continuation="off").continues(go_on("So"))
+
+
+def test_partial_answer_is_an_open_turn_without_white_space_at_its_end() -> None:
+    """With the client's own beginning in it, and with the limit that is left."""
+    body = msgspec.json.decode(make_provider().request(go_on("be it \n", max_output_tokens=7)).body)
+    assert body["messages"][-1] == {"role": "assistant", "content": [{"type": "text", "text": "be it"}]}
+    assert body["max_tokens"] == 7
+    began = Message(role="assistant", parts=(TextPart("So "),))
+    body = msgspec.json.decode(make_provider().request(go_on(" be it", USER, began)).body)
+    assert body["messages"][1:] == [{"role": "assistant", "content": [{"type": "text", "text": "So be it"}]}]
+
+
+def test_partial_answer_of_white_space_is_no_turn() -> None:
+    """The API refuses one that is empty; the request is the client's own."""
+    assert make_provider().request(go_on("\n ")).body == make_request().body
+
+
+@pytest.mark.parametrize("model", [SONNET, "claude-opus-4-6"])
+def test_thinking_is_off_when_an_answer_is_gone_on_with(model: str) -> None:
+    """The turn would have to begin with a thinking block, whose signature nobody has."""
+    body = msgspec.json.decode(make_provider().request(go_on("So", model=model, reasoning_effort="high")).body)
+    assert "thinking" not in body
+    assert "thinking" in make_body(model=model, reasoning_effort="high")

@@ -317,6 +317,19 @@ def test_usage_has_the_cache_in_its_input_and_the_thinking_in_its_output() -> No
     ]
 
 
+def test_usage_so_far_has_the_input_that_was_reported() -> None:
+    """The output is estimated until its totals come; a stream that told nothing is estimated altogether."""
+    decoder = AnthropicDecoder(CALL)
+    seen = [decoder.usage]
+    for document in (START, text("four" * 3), end("end_turn", output_tokens=7)):
+        decoder.feed(sse(document))
+        seen.append(decoder.usage)
+    assert seen == [None, Usage(5, 0, is_estimated=True), Usage(5, 3, is_estimated=True), Usage(5, 7)]
+    silent = AnthropicDecoder(CALL)
+    silent.feed(sse({"type": "message_start", "message": {"id": "msg_1"}}, text("four")))
+    assert silent.usage == Usage(4, 1, is_estimated=True)
+
+
 def test_output_that_was_never_reported_is_estimated() -> None:
     """The input is kept as it was reported, and estimated too where it was not."""
     assert decode(START, text("four" * 3), end("end_turn"), STOP)[-1] == UsageReported(Usage(5, 3, is_estimated=True))

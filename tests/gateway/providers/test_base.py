@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.core.call import Call, Message, Target, TextPart
+from gateway.core.continuation import Continuation
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError
 from gateway.core.events import (
     ChoiceFinished,
@@ -159,6 +162,27 @@ def test_usage_is_estimated_where_the_provider_reported_none() -> None:
     decoder = WordDecoder(CALL)
     decoder.feed(sse("start", "abcd", "call", "end"))
     assert decoder.finish() == [UsageReported(Usage(2, 3, is_estimated=True))]
+
+
+def test_usage_so_far_is_the_last_report_or_an_estimate() -> None:
+    """Whoever leaves in the middle knows what it has cost; while nothing was said, nothing is known."""
+    decoder = WordDecoder(CALL)
+    seen = [decoder.usage]
+    for word in ("start", "abcdefgh", "used", "more"):
+        decoder.feed(sse(word))
+        seen.append(decoder.usage)
+    assert seen == [None, None, Usage(2, 2, is_estimated=True), Usage(1, 2), Usage(1, 2)]
+
+
+def test_usage_of_what_goes_on_with_an_answer_counts_it_in_the_prompt() -> None:
+    """The provider was shown it; what was said new is the output."""
+    continuation = Continuation(way="exact", text="12345678")
+    decoder = WordDecoder(replace(CALL, continuation=continuation))
+    decoder.feed(sse("start", "abcd"))
+    assert decoder.usage == Usage(4, 1, is_estimated=True)
+    decoder = WordDecoder(replace(CALL, continuation=replace(continuation, way="restart")))
+    decoder.feed(sse("start", "abcd"))
+    assert decoder.usage == Usage(2, 1, is_estimated=True)
 
 
 def test_usage_of_a_whole_answer_is_estimated_where_none_was_reported() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.core.call import Call, Target
+from gateway.core.continuation import Continuation
 from gateway.core.errors import ConfigError, StreamInterrupted
 from gateway.core.events import ChoiceFinished, StreamStarted, TextDelta
 from gateway.core.lifecycle import Lifecycle
@@ -216,3 +218,95 @@ def test_a_choice_that_a_whole_answer_has_twice_is_read_once() -> None:
     )
     assert [type(event) for event in events] == [StreamStarted, TextDelta, ChoiceFinished]
     assert Lifecycle().admit(events) == events
+
+
+# --- going on with an answer
+
+
+def go_on(text: str = "So ", model: str = "m", body: dict[str, Any] | None = None) -> Call:
+    """Return a call that is to go on with ``text``."""
+    return replace(make_call(body or {}, model), continuation=Continuation(way="exact", text=text))
+
+
+@pytest.mark.parametrize("host", sorted(HOSTS))
+def test_only_hosts_that_are_known_for_it_go_on_with_an_answer(host: str) -> None:
+    """Of all others an operator may say so, and of those that they shall not."""
+    known = {"deepseek", "groq", "llama.cpp", "vllm"}
+    call = go_on()
+    at = {"base_url": "http://h/v1"}
+    assert make_provider(host, **at).continues(call) is (host in known)
+    assert make_provider(host, **at, continuation="exact").continues(call)
+    assert not make_provider(host, **at, continuation="anchored").continues(call)
+
+
+@pytest.mark.parametrize(
+    ("host", "model", "expected"),
+    [
+        ("ollama", "qwen3-coder:30b", True),
+        ("ollama", "someone/Qwen3.5:9b", True),
+        ("ollama", "olmo-3:7b", True),
+        ("ollama", "lfm2.5", True),
+        ("ollama", "laguna", True),
+        ("ollama", "command-a", True),
+        ("ollama", "qwen3:8b", False),
+        ("ollama", "deepseek-v3", False),
+        ("ollama", "gpt-oss:20b", False),
+        ("ollama", "hf.co/someone/qwen3-coder-GGUF", False),
+        ("openrouter", "anthropic/claude-haiku-4.5", True),
+        ("openrouter", "anthropic/claude-3.7-sonnet", True),
+        ("openrouter", "anthropic/claude-opus-4.6", False),
+        ("openrouter", "anthropic/claude-sonnet-5", False),
+        ("openrouter", "mistralai/mistral-large", True),
+        ("openrouter", "deepseek/deepseek-v4-pro", True),
+        ("openrouter", "meta-llama/llama-4-maverick", True),
+        ("openrouter", "qwen/qwen3-max", True),
+        ("openrouter", "moonshotai/kimi-k2", True),
+        ("openrouter", "openai/gpt-5", False),
+        ("openrouter", "google/gemini-3-pro", False),
+        ("groq", "llama-3.3-70b-versatile", True),
+        ("groq", "openai/gpt-oss-120b", False),
+    ],
+)
+def test_hosts_of_many_models_go_on_with_some(host: str, model: str, *, expected: bool) -> None:
+    """What a renderer leaves open, what is documented, and what the model behind the host takes."""
+    assert make_provider(host).continues(go_on(model=model)) is expected
+
+
+@pytest.mark.parametrize(
+    ("host", "turn", "extra"),
+    [
+        ("deepseek", {"prefix": True}, {}),
+        ("vllm", {}, {"continue_final_message": True, "add_generation_prompt": False, "echo": False}),
+        ("llama.cpp", {}, {}),
+        ("groq", {}, {}),
+        ("ollama", {}, {}),
+        ("together", {}, {}),
+    ],
+)
+def test_each_host_is_asked_in_its_own_way(host: str, turn: dict[str, Any], extra: dict[str, Any]) -> None:
+    """By keys of the turn, by keys of the body, or by the turn alone."""
+    body = msgspec.json.decode(make_provider(host).request(go_on(body={"echo": True} if extra else {})).body)
+    messages = [*HELLO["messages"], {"role": "assistant", "content": "So ", **turn}]
+    assert body == {"model": "m", "messages": messages, **extra}
+
+
+def test_white_space_at_the_end_is_kept_back_from_openrouter() -> None:
+    """Anthropic's models behind it refuse it."""
+    body = msgspec.json.decode(make_provider("openrouter").request(go_on(model="anthropic/claude-haiku-4.5")).body)
+    assert body["messages"][-1] == {"role": "assistant", "content": "So"}
+
+
+@pytest.mark.parametrize("base_url", [None, "https://api.deepseek.com/v1", "https://api.deepseek.com/beta/"])
+def test_deepseek_goes_on_at_its_beta_address(base_url: str | None) -> None:
+    """And answers at the other one."""
+    provider = make_provider("deepseek", base_url=base_url)
+    assert provider.request(go_on()).url == "https://api.deepseek.com/beta/chat/completions"
+    expected = (base_url or "https://api.deepseek.com").rstrip("/")
+    assert provider.request(make_call({})).url == f"{expected}/chat/completions"
+    assert provider.request(go_on("")).url == f"{expected}/chat/completions"
+
+
+def test_azures_address_stays_its_own() -> None:
+    """Whatever the operator says of it."""
+    provider = make_provider(**AZURE, api_version="v1", continuation="exact")
+    assert provider.request(go_on()).url == provider.request(make_call({})).url

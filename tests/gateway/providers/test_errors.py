@@ -164,6 +164,22 @@ def test_credentials_are_the_gateways_own_affair() -> None:
     [
         ("This model's maximum context length is 8192 tokens", "context_length"),
         ("prompt is too long: 250000 tokens", "context_length"),
+        ("input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000", "context_length"),
+        ("Your input exceeds the context window of this model.", "context_length"),
+        ("prompt too long; exceeded max context length by 1119046 tokens", "context_length"),
+        ("The input token count (1250074) exceeds the maximum number of tokens allowed (1048576).", "context_length"),
+        ("too large for model with 32768 maximum context length", "context_length"),
+        ("The total length of all messages is too long.", "context_length"),
+        ("This model's maximum prompt length is 131072 but the request contains 537812 tokens.", "context_length"),
+        ("the request exceeds the available context size, try increasing it", "context_length"),
+        ("The decoder prompt is longer than the maximum model length of 8192.", "context_length"),
+        ("`inputs` tokens + `max_new_tokens` must be <= 8193", "context_length"),
+        ("Number of input tokens exceeds maximum length. Please update the input to try again.", "context_length"),
+        ("Input is too long for requested model.", "context_length"),
+        ("too many tokens: size limit exceeded by 25836 tokens.", "context_length"),
+        ("Please reduce the length of the messages or completion.", "context_length"),
+        ("Invalid schema for function 'get_current_weather': In context=(), 'x' is required", "bad_request"),
+        ("Invalid 'user': string too long.", "bad_request"),
         ("Rejected by the content management policy", "content_filter"),
         ("temperature out of range", "bad_request"),
     ],
@@ -171,6 +187,122 @@ def test_credentials_are_the_gateways_own_affair() -> None:
 def test_refusal_is_sorted_by_its_words(message: str, error_type: str) -> None:
     """Too much, forbidden, or simply wrong."""
     assert upstream_error(400, ErrorBody(message)).error_type == error_type
+
+
+@pytest.mark.parametrize(
+    "said", [ErrorBody("no", code="context_length_exceeded"), ErrorBody("no", type="too_many_prompt_tokens")]
+)
+def test_too_much_is_known_by_its_code_or_type_too(said: ErrorBody) -> None:
+    """Not every host puts it into words."""
+    assert upstream_error(400, said).error_type == "context_length"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Your organization must be verified to stream this model.",
+        "Unsupported value: 'stream' does not support true with this model. Supported values are: false.",
+        "This model does not support streaming.",
+        "The model doesn't support streaming",
+        "This model doesn't support tool use in streaming mode.",
+        "Streaming is not supported for this deployment",
+        "Error: streaming is currently not supported",
+        "streaming mode is not yet supported",
+        "Streaming unsupported",
+        "stream=True is not supported",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 404, 405, 422, 501])
+def test_refusal_to_stream_is_told_apart(status: int, message: str) -> None:
+    """The same request may well be answered as a whole."""
+    assert upstream_error(status, ErrorBody(message)).refused == "stream"
+
+
+@pytest.mark.parametrize("param", ["stream", "stream_options"])
+@pytest.mark.parametrize("code", ["unsupported_value", "unsupported_parameter"])
+def test_refusal_to_stream_is_known_by_its_field_too(param: str, code: str) -> None:
+    """Whatever its words are; a field that is only malformed says nothing of the model."""
+    assert upstream_error(400, ErrorBody("no", code, param=param)).refused == "stream"
+    assert upstream_error(400, ErrorBody("no", "invalid_type", param=param)).refused == "request"
+    assert upstream_error(400, ErrorBody("no", code, param="tools")).refused == "request"
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, ErrorBody("The 'stream_options' parameter is only allowed when 'stream' is enabled.")),
+        (400, ErrorBody("This model only support stream mode, please enable the stream parameter.")),
+        (400, ErrorBody("Function call argument streaming is not supported by this model.")),
+        (400, ErrorBody("The model does not support streaming audio to it.")),
+        (400, ErrorBody("Video streaming is not supported.")),
+        (400, ErrorBody("Streaming is not supported", param="input_audio.mode")),
+        (400, ErrorBody("Invalid tool name: 'upstream' is not supported")),
+        (400, ErrorBody("Could not download the file: the stream was closed.")),
+        (404, ErrorBody("The model `streamer` does not exist.")),
+        (429, ErrorBody("This model does not support streaming at this rate.")),
+        (500, ErrorBody("streaming is not supported")),
+    ],
+)
+def test_error_that_only_mentions_a_stream_is_none_about_it(status: int, said: ErrorBody) -> None:
+    """Nor is one that would be the same for a whole answer."""
+    assert upstream_error(status, said).refused == "request"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model does not support assistant message prefill. The conversation must end with a user message.",
+        "Pre-filling the `assistant` response is not supported when tools are used.",
+        "Requests ending with a model turn are not supported for this model. Please end the request with a user turn.",
+        "messages: final assistant content cannot end with trailing whitespace",
+        "When `thinking` is enabled, a final `assistant` message must start with a thinking block.",
+        "Cannot have 2 or more assistant messages at the end of the list.",
+        "Assistant response prefill is incompatible with enable_thinking.",
+        "Cannot set both `continue_final_message` and `add_generation_prompt` to True.",
+        "Expected last role User or Tool (or Assistant with prefix True) for serving but got assistant",
+        "The `prefix` of an assistant message is a beta feature",
+        "The last message must not be from the assistant",
+        "The last message must have the role user",
+        "continuation_token is not supported by models/gemini-3-pro.",
+        "The continuation token is invalid or has expired.",
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_refusal_to_go_on_with_an_answer_is_told_apart(status: int, message: str) -> None:
+    """In another form the rest may still be had."""
+    assert upstream_error(status, ErrorBody(message)).refused == "continuation"
+    assert (
+        upstream_error(400, ErrorBody("Unrecognized field", param="continue_final_message")).refused == "continuation"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (400, "messages[3].role: expected one of system, user, assistant"),
+        (400, "An assistant message with 'tool_calls' must be followed by tool messages"),
+        (400, "Invalid schema for function 'assistant': 'prefixes' is not allowed"),
+        (401, "no prefill without a key"),
+        (429, "too much prefill"),
+        (500, "prefill failed"),
+        (503, "the prefill workers are busy"),
+    ],
+)
+def test_error_about_something_else_is_no_refusal_to_go_on(status: int, message: str) -> None:
+    """A busy prefill worker may not be so in a second."""
+    assert upstream_error(status, ErrorBody(message)).refused == "request"
+
+
+def test_words_that_a_host_quotes_say_what_its_provider_refused() -> None:
+    """They are heard and not shown, and do not make a bill of a busy provider."""
+    raw = '{"error": {"message": "Your organization must be verified to stream this model; see your billing details."}}'
+    body = {"error": {"message": "Provider returned error", "code": 400, "metadata": {"raw": raw}}}
+    said = read_error_body(json.dumps(body).encode())
+    error = upstream_error(400, said)
+    assert (error.refused, error.message) == ("stream", "Provider returned error")
+    assert "verified" not in repr(said)
+    assert isinstance(upstream_error(429, said), UpstreamBusy)
+    assert read_error_body(b'{"error": {"message": "no", "metadata": {"raw": 1}}}') == ErrorBody("no")
 
 
 def test_words_of_the_provider_are_kept() -> None:
@@ -253,11 +385,14 @@ def test_cut_and_foreign_bytes_are_told_apart() -> None:
 
 def test_error_after_the_start_is_an_interruption() -> None:
     """It keeps all that it says; what is one already stays the same."""
-    error = UpstreamBusy("busy", code="c", retry_after_s=2, retryable=False, upstream_status=503, param="p")
+    error = UpstreamBusy(
+        "busy", code="c", retry_after_s=2, retryable=False, upstream_status=503, param="p", refused="continuation"
+    )
     told = interruption(error)
     assert type(told) is StreamInterrupted
     assert (told.message, told.code, told.param, told.retry_after_s) == ("busy", "c", "p", 2)
     assert (told.retryable, told.error_type, told.upstream_status) == (False, "overloaded", 503)
+    assert told.refused == "continuation"
     assert interruption(told) is told
 
 

@@ -22,6 +22,7 @@ from gateway.core.call import (
     ToolChoice,
     UnknownPart,
 )
+from gateway.core.continuation import Checkpoint, Continuation
 from gateway.core.errors import InvalidRequest, StreamInterrupted, UpstreamBusy
 from gateway.core.events import ChoiceFinished, StreamStarted, TextDelta, UsageReported
 from gateway.providers.base import ProviderOptions
@@ -377,3 +378,101 @@ def test_http_error_is_read_with_its_headers() -> None:
     error = make_google().error(503, {"retry-after": "3"}, body)
     assert isinstance(error, UpstreamBusy)
     assert (error.message, error.code, error.retry_after_s) == ("busy, [redacted]", "unavailable", 3)
+
+
+def go_on(text: str, *messages: Message, token_for: str | None = None, **fields: Any) -> Call:
+    """Return a call that is to go on with ``text``, perhaps from a token that a target gave in the middle of it."""
+    checkpoint = None
+    if token_for is not None:
+        checkpoint = Checkpoint(target=token_for, token="t1", character_count=len(text) // 2)
+    continuation = Continuation(way="exact", text=text, checkpoint=checkpoint, limit_tokens=fields.pop("limit", None))
+    return make_call(*messages, continuation=continuation, **fields)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("gemini-2.0-flash", True),
+        ("gemini-2.5-pro", True),
+        ("models/gemini-2.5-flash-lite", True),
+        ("gemini-3-pro-preview", True),
+        ("gemini-3.1-pro", True),
+        ("gemini-3.5-flash", True),
+        ("gemini-pro-latest", True),
+        ("gemini-3.5-flash-lite", False),
+        ("gemini-3.6-flash", False),
+        ("gemini-3.8-flash", False),
+        ("gemini-4-argon", False),
+        ("gemini-flash-latest", False),
+        ("gemma-3", False),
+    ],
+)
+def test_models_up_to_3_5_go_on_with_a_turn_of_their_own(model: str, *, expected: bool) -> None:
+    """Later ones want the last turn to be the user's."""
+    assert make_google().continues(go_on("So", model=model)) is expected
+
+
+@pytest.mark.parametrize(
+    ("continuation", "target", "expected"),
+    [
+        ("auto", "google/gemini-4-argon", True),
+        ("exact", "google/gemini-4-argon", True),
+        ("anchored", "google/gemini-4-argon", False),
+        ("off", "google/gemini-4-argon", False),
+        ("auto", "google/gemini-4-carbon", False),
+        ("auto", "other/gemini-4-argon", False),
+    ],
+)
+def test_model_goes_on_from_a_token_of_its_own(continuation: str, target: str, *, expected: bool) -> None:
+    """Another's is no good for it."""
+    call = go_on("abcd", model="gemini-4-argon", token_for=target)
+    assert make_google(continuation=continuation).continues(call) is expected
+
+
+def test_partial_answer_is_the_models_last_turn() -> None:
+    """With the client's own beginning in it, white space at the end and all."""
+    began = Message(role="assistant", parts=(TextPart("So "),))
+    user = {"role": "user", "parts": [{"text": "Hello"}]}
+    assert write(go_on("be it "))["contents"] == [user, {"role": "model", "parts": [{"text": "be it "}]}]
+    assert write(go_on("be it ", HELLO, began))["contents"] == [
+        user,
+        {"role": "model", "parts": [{"text": "So be it "}]},
+    ]
+
+
+def test_partial_answer_to_instructions_alone_stands_behind_them() -> None:
+    """A conversation begins with the user."""
+    system = Message(role="system", parts=(TextPart("Speak"),))
+    assert write(go_on("So", system)) == {
+        "contents": [{"role": "user", "parts": [{"text": "Speak"}]}, {"role": "model", "parts": [{"text": "So"}]}]
+    }
+
+
+def test_from_a_token_the_very_same_request_is_sent() -> None:
+    """Without the partial answer, and with the limit for all of it: that is the provider's to reduce."""
+    plain: dict[str, Any] = {"model": "gemini-4-argon", "tools": (WEATHER,)}
+    call = go_on("abcd", token_for="google/gemini-4-argon", max_output_tokens=3, limit=9, **plain)
+    assert write(call) == {**write(make_call(max_output_tokens=9, **plain)), "continuationToken": "t1"}
+    unlimited = go_on("abcd", token_for="google/gemini-4-argon", **plain)
+    assert write(unlimited) == {**write(make_call(**plain)), "continuationToken": "t1"}
+
+
+def test_token_of_another_target_is_not_sent() -> None:
+    """The partial answer is shown instead."""
+    body = write(go_on("abcd", token_for="other/gemini-2.5-flash"))
+    assert "continuationToken" not in body
+    assert body["contents"][-1] == {"role": "model", "parts": [{"text": "abcd"}]}
+
+
+def test_answer_from_a_token_is_what_the_client_does_not_have() -> None:
+    """Streamed or whole, what came behind the checkpoint is said again."""
+    call = go_on("abcd", model="gemini-4-argon", token_for="google/gemini-4-argon", stream=True)
+    document = {
+        "candidates": [{"content": {"parts": [{"text": "cdef"}]}, "finishReason": "STOP"}],
+        "responseId": "a",
+        "modelVersion": "m",
+    }
+    events = make_google().answer(call, json.dumps(document).encode())
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["ef"]
+    with pytest.raises(StreamInterrupted, match="does not go on"):
+        make_google().answer(call, json.dumps(document).replace("cdef", "cxef").encode())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.call import Call, Target
+from gateway.core.continuation import ANSWER_CONTINUES, Checkpoint, Continuation, Way
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
 from gateway.core.events import (
+    CheckpointReached,
     ChoiceFinished,
     Event,
     ProviderExtra,
@@ -22,7 +25,14 @@ from gateway.core.events import (
     UsageReported,
 )
 from gateway.core.transcript import Transcript
-from gateway.providers.google_stream import GENERATE_CONTENT, GoogleDecoder, decode_error, model_name, read_error
+from gateway.providers.google_stream import (
+    GENERATE_CONTENT,
+    GoogleDecoder,
+    checkpoint_of,
+    decode_error,
+    model_name,
+    read_error,
+)
 
 CALL = Call(request_id="r1", target=Target("google", "gemini-2.5-flash"), stream=True)
 
@@ -317,10 +327,103 @@ def test_blocked_prompt_is_filtered_content() -> None:
     assert (choice.finish_reason, choice.native_reason) == ("content_filter", "blockReason:SAFETY")
 
 
-@pytest.mark.parametrize("native", ["CONTINUATION", "FINISH_REASON_UNSPECIFIED", "", 0])
-def test_continuation_is_not_an_end(native: str | int) -> None:
-    """A hop that ends is not the answer's end."""
+@pytest.mark.parametrize("native", ["FINISH_REASON_UNSPECIFIED", "", 0])
+def test_reason_that_is_none_is_not_an_end(native: str | int) -> None:
+    """The stream was cut."""
     assert fail(text("a", finish=native)).code == "stream_truncated"
+
+
+def test_answer_that_continues_is_not_whole() -> None:
+    """A hop that ends has an error of its own, which says that the rest can be had."""
+    error = fail(text("a"), text("", finish="CONTINUATION"))
+    assert isinstance(error, StreamInterrupted)
+    assert (error.code, error.retryable, error.error_type) == (ANSWER_CONTINUES, True, "_OTHER")
+
+
+def test_answer_whose_every_candidate_ends_is_whole_in_spite_of_a_hop() -> None:
+    """The last word of a candidate counts, and that of each."""
+    both = chunk({"text": "b"}, index=1, finish="STOP")
+    assert fold(decode(text("a", finish="CONTINUATION"), text("b", finish="STOP"))).choice().finish_reason == "stop"
+    assert fail(text("a", finish="CONTINUATION"), both).code == ANSWER_CONTINUES
+
+
+def token(value: str, words: str = "a", **fields: Any) -> dict[str, Any]:
+    """Return a chunk with text and a continuation token behind it."""
+    given = text(words, **fields)
+    given["candidates"][0]["continuationToken"] = value
+    return given
+
+
+def told(*chunks: Any, call: Call = CALL) -> list[tuple[str, str]]:
+    """Return the tokens that a stream tells, each with the text before it."""
+    decoder = GoogleDecoder(call)
+    found, before = [], ""
+    for event in decoder.feed(sse(*chunks)):
+        before += event.text if isinstance(event, TextDelta) else ""
+        if isinstance(event, CheckpointReached):
+            found.append((event.token, before))
+    return found
+
+
+def test_token_is_a_checkpoint_behind_the_text_of_its_chunk() -> None:
+    """It has no part in the chunk's frame, which a client of the same wire gets as it came."""
+    events = GoogleDecoder(CALL).feed(sse(text("a"), token("t1", "b", **used(1, 1)), token("t2", "c")))
+    assert [type(event) for event in events] == [
+        StreamStarted,
+        TextDelta,
+        TextDelta,
+        UsageReported,
+        CheckpointReached,
+        TextDelta,
+        CheckpointReached,
+    ]
+    assert [event.frame.event_count for event in events if event.frame is not None] == [2, 2, 2, 2, 1]
+    assert events[-1] == CheckpointReached("t2")
+
+
+def test_token_that_comes_again_counts_where_it_came_first() -> None:
+    """At the end of a hop it is said once more, and a chunk may have no text at all."""
+    hop = token("t", "", finish="CONTINUATION")
+    assert told(text("a"), token("t", "b"), text("c"), hop, token("u", "", index=0)) == [("t", "ab"), ("u", "abc")]
+    assert told(token("", "a")) == []
+
+
+def test_tokens_of_candidates_are_told_apart() -> None:
+    """Each candidate has its own."""
+    events = GoogleDecoder(CALL).feed(sse(token("t", "a"), token("t", "b", index=1)))
+    assert [event for event in events if isinstance(event, CheckpointReached)] == [
+        CheckpointReached("t"),
+        CheckpointReached("t", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("way", "target", "is_told"),
+    [
+        ("restart", None, True),
+        ("anchored", None, False),
+        ("exact", None, False),
+        ("exact", "google/gemini-2.5-flash", True),
+        ("exact", "google/another", False),
+    ],
+)
+def test_token_for_another_request_is_not_told(way: Way, target: str | None, is_told: bool) -> None:  # noqa: FBT001, a column of the table
+    """One that shows a partial answer, or asks for more in words, is not the client's own."""
+    checkpoint = None if target is None else Checkpoint(target=target, token="s", character_count=0)
+    continuation = Continuation(way=way, text="x", checkpoint=checkpoint)
+    call = replace(CALL, continuation=continuation)
+    assert bool(told(token("t"), call=call)) is is_told
+    assert (checkpoint_of(call) is not None) is (way == "exact" and is_told)
+
+
+def test_usage_so_far_is_the_running_total() -> None:
+    """A stream that tells none is estimated."""
+    decoder = GoogleDecoder(CALL)
+    seen = [decoder.usage]
+    for stream in (sse(text("abcde")), sse(text("b", **used(3, 1)), text("c", **used(3, 2)))):
+        decoder.feed(stream)
+        seen.append(decoder.usage)
+    assert seen == [None, Usage(0, 2, is_estimated=True), Usage(3, 2)]
 
 
 def test_finish_on_every_chunk_is_final_with_the_last() -> None:

@@ -25,6 +25,7 @@ from gateway.core.call import (
     ToolChoice,
     UnknownPart,
 )
+from gateway.core.continuation import Continuation
 from gateway.core.errors import InvalidRequest, StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamRefused
 from gateway.core.events import (
     ChoiceFinished,
@@ -327,3 +328,15 @@ def test_arbitrary_bytes_raise_nothing_but_errors_of_the_tree(data: list[bytes])
     """No bytes of a provider bring out a foreign exception."""
     with suppress(UpstreamError):
         feed(*data)
+
+
+def test_partial_answer_is_gone_on_with_only_where_the_operator_says_so() -> None:
+    """The API begins a new message behind an assistant's turn; what speaks its wire may do otherwise."""
+    call = make_call(continuation=Continuation(way="exact", text="So"), stream=True)
+    forced = Llama(ProviderOptions(name="llama", continuation="exact"))
+    assert (LLAMA.continues(call), forced.continues(call)) == (False, True)
+    body = json.loads(forced.request(call).body)
+    assert body["messages"][-1] == {"role": "assistant", "content": "So"}
+    assert fold(forced.decoder(call).feed(sse(text("S"), text("ome")))).choice().text == "Some"
+    whole = {"id": "a", "completion_message": {"content": "So it is", "stop_reason": "stop"}}
+    assert fold(forced.answer(call, json.dumps(whole).encode())).choice().text == "So it is"

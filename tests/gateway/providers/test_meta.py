@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from gateway.core.call import Call, Target
+from gateway.core.continuation import Continuation
 from gateway.dialects.openai_request import read_request
 from gateway.providers.base import ProviderOptions, UpstreamRequest
 from gateway.providers.meta import Meta
@@ -53,3 +54,9 @@ def test_turns_and_limits_go_by_the_names_that_everybody_knows() -> None:
     written = write({"messages": messages, "max_completion_tokens": 9})
     assert written["messages"] == [{"role": "system", "content": "S"}, {"role": "assistant", "content": "a"}]
     assert (written["max_tokens"], "max_completion_tokens" in written) == (9, False)
+
+
+def test_a_partial_answer_is_not_gone_on_with() -> None:
+    """Nothing says that it would be."""
+    call = Call(request_id="t", target=Target("meta", "muse"), continuation=Continuation(way="exact", text="So"))
+    assert not Meta(ProviderOptions(name="meta")).continues(call)

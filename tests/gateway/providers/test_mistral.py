@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.core.call import Call, Target
+from gateway.core.continuation import Continuation
 from gateway.core.errors import StreamInterrupted, UpstreamBusy
 from gateway.core.events import ReasoningDelta, StreamStarted, TextDelta
 from gateway.dialects.openai_request import read_request
@@ -145,3 +147,25 @@ def test_its_flat_error_in_place_of_an_answer_is_raised() -> None:
     flat = {"object": "error", "message": "Busy", "type": "unavailable", "code": 503}
     with pytest.raises(UpstreamBusy, match=r"^Busy$"):
         make_provider().answer(make_call({}), msgspec.json.encode(flat))
+
+
+@pytest.mark.parametrize("own", [None, {"role": "assistant", "content": "So ", "prefix": True}])
+def test_partial_answer_is_a_prefix(own: dict[str, Any] | None) -> None:
+    """One turn with what the client began itself, and with nothing that Mistral does not know."""
+    messages = [*HELLO["messages"], *([own] if own else [])]
+    call = replace(make_call({"messages": messages}), continuation=Continuation(way="exact", text="be it "))
+    assert make_provider().continues(call)
+    body = msgspec.json.decode(make_provider().request(call).body)
+    assert body["messages"] == [
+        *HELLO["messages"],
+        {"role": "assistant", "content": "So be it " if own else "be it ", "prefix": True},
+    ]
+
+
+def test_prefix_that_it_repeats_is_not_told_again() -> None:
+    """However short it is."""
+    call = replace(make_call({"stream": True}), continuation=Continuation(way="exact", text="So"))
+    choices = [{"index": 0, "delta": {"role": "assistant", "content": words}} for words in ("So", " be it")]
+    stream = b"".join(b"data: %b\n\n" % msgspec.json.encode({"id": "a", "choices": [choice]}) for choice in choices)
+    events = make_provider().decoder(call).feed(stream)
+    assert [event.text for event in events if isinstance(event, TextDelta)] == [" be it"]

@@ -23,11 +23,12 @@ from gateway.core.call import (
     ToolChoice,
     UnknownPart,
 )
+from gateway.core.continuation import Continuation, Way
 from gateway.core.errors import InvalidRequest, UpstreamBusy, UpstreamFailed, UpstreamRefused
 from gateway.core.events import ChoiceFinished, StreamStarted, TextDelta
 from gateway.dialects.openai_request import read_request
 from gateway.providers.base import ProviderOptions, UpstreamRequest
-from gateway.providers.openai import OPENAI_WIRE, OpenAI, Wire, write_body
+from gateway.providers.openai import OPENAI_WIRE, OpenAI, Prefill, Wire, write_body
 
 USER = Message(role="user", parts=(TextPart("Hi"),))
 HELLO: dict[str, Any] = {"model": "chat", "messages": [{"role": "user", "content": "Hi"}]}
@@ -513,3 +514,64 @@ def test_the_provider_may_say_whether_to_try_again(status: int, word: str | None
 def test_the_wire_of_a_request_is_named_by_its_dialect() -> None:
     """The dialect and the provider that may take its body over agree on the name."""
     assert make_call({}).source.wire == OPENAI_CHAT
+
+
+# --- going on with an answer
+
+
+def go_on(body: dict[str, Any], text: str, model: str = "gpt-4o") -> Call:
+    """Return the call that a client's body becomes, to go on with ``text``."""
+    return replace(make_call(body, model), continuation=Continuation(way="exact", text=text))
+
+
+def test_openai_goes_on_with_no_answer() -> None:
+    """It would begin another behind it."""
+    assert not make_provider().continues(go_on({}, "So"))
+    assert make_provider(continuation="exact").continues(go_on({}, "So"))
+
+
+def test_partial_answer_is_a_trailing_turn() -> None:
+    """Where an operator says that it is gone on with, and of the host nothing else is known."""
+    request = make_provider(continuation="exact").request(go_on({"temperature": 0.5}, "So "))
+    assert body_of(request) == {
+        "model": "gpt-4o",
+        "messages": [*HELLO["messages"], {"role": "assistant", "content": "So "}],
+        "temperature": 0.5,
+    }
+    assert request.url == "https://api.openai.com/v1/chat/completions"
+
+
+@pytest.mark.parametrize("content", ["So ", [{"type": "text", "text": "So"}, {"type": "text", "text": " "}]])
+def test_turn_that_the_client_began_goes_on_in_itself(content: Any) -> None:
+    """Its places are those of the client's messages."""
+    own = [*HELLO["messages"], {"role": "assistant", "content": content}]
+    written = write_body(go_on({"messages": own}, "be it"), OPENAI_WIRE)
+    assert written["messages"] == [*HELLO["messages"], {"role": "assistant", "content": "So be it"}]
+
+
+@pytest.mark.parametrize("way", ["restart", "anchored"])
+def test_other_ways_of_going_on_are_requests_like_any(way: Way) -> None:
+    """Who asks in words has put them into the messages."""
+    call = go_on({}, "So")
+    other = replace(call, continuation=Continuation(way=way, text="So"))
+    assert write_body(other, OPENAI_WIRE) == write({})
+
+
+def test_wire_may_ask_for_it_in_its_own_words() -> None:
+    """Keys of the turn, keys of the body, another path."""
+    prefill = Prefill(turn={"prefix": True}, body={"goes_on": 1}, models=lambda model: model == "gpt-4o")
+    written = write_body(go_on({"goes_on": 0}, "So"), Wire(accepted=frozenset({"messages"}), prefill=prefill))
+    assert written == {
+        "messages": [*HELLO["messages"], {"role": "assistant", "content": "So", "prefix": True}],
+        "goes_on": 1,
+    }
+
+
+def test_echo_of_a_turn_is_dropped_from_a_whole_answer() -> None:
+    """As it is from a stream."""
+    long = "So be it, said the one, and so it shall be, said the other."
+    call = go_on({}, long)
+    message = {"role": "assistant", "content": f"{long} And so it was."}
+    answer = {"id": "a", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    events = make_provider().answer(call, msgspec.json.encode(answer))
+    assert [event.text for event in events if isinstance(event, TextDelta)] == [" And so it was."]

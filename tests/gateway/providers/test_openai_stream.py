@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.call import Call
+from gateway.core.continuation import Continuation, Way
 from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
 from gateway.core.events import (
     OPENAI_ANSWER,
@@ -20,6 +22,7 @@ from gateway.core.events import (
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamStarted,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
@@ -28,6 +31,7 @@ from gateway.core.events import (
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.transcript import Transcript
+from gateway.dialects.openai_chat import OpenAIChatEncoder
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 from tests.gateway.providers.openai_chunks import (
     CALL,
@@ -608,3 +612,117 @@ def test_arbitrary_answers_only_raise_errors_of_the_tree(document: Any) -> None:
     except UpstreamError:
         return
     assert Lifecycle().admit(events) == events
+
+
+# --- an answer that the client knows already
+
+
+def known(started: StreamStarted, way: Way = "restart", **fields: Any) -> Call:
+    """Return a call whose client knows the answer by ``started``."""
+    return replace(CALL, continuation=Continuation(way=way, started=started), **fields)
+
+
+KNOWN = StreamStarted("first", "model-1", 3, target="other/model")
+
+
+@pytest.mark.parametrize("way", ["restart", "exact", "anchored"])
+def test_a_known_answer_keeps_its_name(way: Way) -> None:
+    """Every chunk has it, and the start is this attempt's, with nothing behind it that would be written through."""
+    decoder = OpenAIDecoder(known(KNOWN, way))
+    documents = [ROLE, text("a"), text("b"), STOP, {**IDENTITY, "choices": [], "usage": {"prompt_tokens": 1}}]
+    events = [*decoder.feed(sse(*documents) + DONE), *decoder.finish()]
+    assert bare(events) == [
+        StreamStarted("first", "model-1", 3, target="openai/gpt"),
+        TextDelta("a"),
+        TextDelta("b"),
+        ChoiceFinished("stop", "stop"),
+        UsageReported(Usage(1, 0)),
+    ]
+    assert events[0].frame is None
+    for event in events[1:]:
+        assert event.frame is not None
+        assert event.frame.event_count == 1
+        document = msgspec.json.decode(event.frame.data)
+        assert (document["id"], document["created"], document["model"]) == ("first", 3, "model-1")
+
+
+@pytest.mark.parametrize(
+    ("started", "expected"),
+    [
+        (StreamStarted("", "", 0), ("chatcmpl-t", 7, "chat")),
+        (StreamStarted("x", "", 0), ("x", 7, "chat")),
+        (StreamStarted("", "y", 9), ("chatcmpl-t", 9, "y")),
+    ],
+)
+def test_a_name_that_the_dialect_made_is_made_again(started: StreamStarted, expected: tuple[str, int, str]) -> None:
+    """Of a wire without ids or dates the client was told what its own dialect fills in."""
+    call = known(started)
+    encoded = OpenAIChatEncoder(call).encode([started, TextDelta("a")])
+    [event, *_] = OpenAIDecoder(call).feed(sse(ROLE))
+    assert isinstance(event, StreamStarted)
+    assert (event.id, event.created_unix_s, event.model) == expected
+    shown = msgspec.json.decode(encoded.removeprefix(b"data: "))
+    assert (shown["id"], shown["created"], shown["model"]) == expected
+
+
+def test_what_a_first_chunk_says_is_told_without_its_role() -> None:
+    """Of hosts that send text or usage with it; the client has had the role."""
+    first = chunk({"role": "assistant", "content": "a"}, usage={"prompt_tokens": 1, "completion_tokens": 1})
+    events = OpenAIDecoder(known(KNOWN)).feed(sse(first))
+    assert [type(event) for event in events] == [StreamStarted, TextDelta, UsageReported]
+    frame = events[1].frame
+    assert frame is not None
+    assert frame is events[2].frame
+    assert frame.event_count == 2
+    document = msgspec.json.decode(frame.data)
+    assert document["choices"][0]["delta"] == {"content": "a"}
+    assert (document["id"], document["model"]) == ("first", "model-1")
+
+
+def test_a_role_is_not_said_again() -> None:
+    """Not on the first chunk and on none after it; another choice's may not have been said."""
+    documents = [
+        ROLE,
+        chunk({"role": "assistant", "content": "a"}),
+        chunk({"role": "assistant", "content": "b"}, index=1),
+    ]
+    events = OpenAIDecoder(known(KNOWN, choice_count=2)).feed(sse(*documents))
+    deltas = [msgspec.json.decode(event.frame.data)["choices"][0]["delta"] for event in events if event.frame]
+    assert deltas == [{"content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def test_the_word_on_a_prompt_is_not_said_again() -> None:
+    """Azure sends it with every attempt."""
+    early = {"choices": [], "created": 0, "id": "", "model": "", "prompt_filter_results": []}
+    events = OpenAIDecoder(known(KNOWN)).feed(sse(early, ROLE, text("a")))
+    assert [type(event) for event in events] == [StreamStarted, TextDelta]
+
+
+def test_an_attempt_that_has_the_known_name_itself_still_starts() -> None:
+    """A provider may answer the same request under the same id."""
+    started = StreamStarted("c1", "m", 5)
+    assert decode(text("a"), text("b"), STOP, call=known(started))[:3] == [START, TextDelta("a"), TextDelta("b")]
+
+
+def test_a_whole_answer_keeps_the_known_name_too() -> None:
+    """Its start is apart from its document."""
+    message = {"role": "assistant", "content": "a"}
+    body = msgspec.json.encode({**IDENTITY, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    start, *rest = read_answer(known(KNOWN), body)
+    assert start == StreamStarted("first", "model-1", 3, target="openai/gpt")
+    assert bare(rest) == [TextDelta("a"), ChoiceFinished("stop", "stop")]
+    frame = rest[0].frame
+    assert frame is not None
+    assert frame.event_count == 2
+    assert msgspec.json.decode(frame.data)["id"] == "first"
+
+
+def test_usage_so_far_is_known_in_the_middle() -> None:
+    """Estimated, until a host tells: some do on every chunk."""
+    decoder = OpenAIDecoder(CALL)
+    seen = [decoder.usage]
+    for document in (ROLE, text("abcd"), text("efgh"), chunk({}, usage={"prompt_tokens": 3, "completion_tokens": 2})):
+        decoder.feed(sse(document))
+        seen.append(decoder.usage)
+    estimates = [Usage(4, 1, is_estimated=True), Usage(4, 2, is_estimated=True)]
+    assert seen == [None, None, *estimates, Usage(3, 2)]
