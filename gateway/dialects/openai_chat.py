@@ -4,15 +4,20 @@ Streaming: data-only events, one ``chat.completion.chunk`` each, ended by ``[DON
 this very format is written through as it came. Everything else is rendered around fixed pieces of bytes, so that a
 text delta costs one JSON string and one format.
 
-Two things are never as the provider sent them: the usage chunk comes once, last before ``[DONE]`` and only to who asked
-for it, and an error is followed by nothing.
+Three things are never as the provider sent them: the usage chunk comes once, last before ``[DONE]`` and only to who
+asked for it; every choice speaks its role once, however many attempts it took and whatever was held back; and an error
+is followed by nothing.
+
+A frame is written through only when all of its events come together. Whoever holds one of them back breaks it up: then
+its events are rendered one by one, each as it comes. Only the start, which has no bytes of its own, does not count.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -21,21 +26,26 @@ from gateway.core.errors import GatewayError
 from gateway.core.events import (
     OPENAI_ANSWER,
     OPENAI_CHUNK,
+    TOKEN_EVENTS,
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
+    Delta,
     Event,
     Frame,
+    Note,
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
-    Usage,
     UsageReported,
 )
 from gateway.core.sse import encode_comment, encode_data
-from gateway.core.transcript import ChoiceTranscript, ToolCallTranscript, Transcript
+from gateway.dialects.openai_answer import call_fields, decode_frame, reported_usage, write_answer
 from gateway.dialects.openai_request import read_request
 
 _encode = msgspec.json.encode
@@ -57,13 +67,12 @@ class OpenAIChat:
 
     def answer(self, call: Call, events: Sequence[Event]) -> bytes:
         """Render a whole answer: as the provider sent it, if it speaks this dialect and nothing was changed."""
-        said = [event for event in events if not (type(event) is UsageReported and event.usage.is_estimated)]
-        frames = {id(event.frame): event.frame for event in said}
-        if len(frames) == 1:
-            frame = next(iter(frames.values()))
-            if frame is not None and frame.wire == OPENAI_ANSWER and frame.event_count == len(said):
+        frame = next((event.frame for event in events if event.frame is not None), None)
+        if frame is not None and frame.wire == OPENAI_ANSWER:
+            said = [event for event in events if not _is_ours(event)]
+            if len(said) == frame.event_count and all(event.frame is frame for event in said):
                 return frame.data
-        return _encode(_answer(call, events))
+        return write_answer(call, events)
 
     def error_body(self, error: GatewayError, request_id: str) -> bytes:  # noqa: ARG002
         """Render an error that is told by an HTTP status."""
@@ -71,7 +80,11 @@ class OpenAIChat:
 
 
 class OpenAIChatEncoder:
-    """Renders one stream of chunks."""
+    """Renders one stream of chunks.
+
+    ``_is_settled`` says that every choice has its role and that no other attempt goes on with the stream: from then on
+    a frame of text needs no second look. ``_begun`` is the frame of a start that came without the rest of it.
+    """
 
     def __init__(self, call: Call) -> None:
         self._call = call
@@ -80,22 +93,30 @@ class OpenAIChatEncoder:
         self._usage: bytes | None = None
         self._usage_frame: Frame | None = None
         self._keeps_usage = not call.include_usage or _wants_usage_everywhere(call)
-        self._name(StreamStarted(f"chatcmpl-{call.request_id}", call.model))
+        self._begun: Frame | None = None
+        self._is_named = self._has_written = self._has_seam = self._is_settled = False
+        self._set_name(StreamStarted(f"chatcmpl-{call.request_id}", call.model))
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """Render what one read from the provider brought."""
-        plain = [
-            b"data: %b\n\n" % event.frame.data
-            for event in events
-            if type(event) is TextDelta
-            and event.frame is not None
-            and event.frame.event_count == 1
-            and event.frame.wire == OPENAI_CHUNK
-        ]
-        if len(plain) == len(events):  # nearly all of a stream that came in this very format
-            return plain[0] if len(plain) == 1 else b"".join(plain)
-        groups = [list(group) for _, group in groupby(events, key=_frame_id)]
-        return b"".join([self._render(group[0].frame, group) for group in groups])
+        if self._is_settled:
+            plain = [
+                b"data: %b\n\n" % event.frame.data
+                for event in events
+                if type(event) is TextDelta
+                and event.frame is not None
+                and event.frame.event_count == 1
+                and event.frame.wire == OPENAI_CHUNK
+            ]
+            if len(plain) == len(events):  # nearly all of a stream that came in this very format
+                return plain[0] if len(plain) == 1 else b"".join(plain)
+        pieces = []
+        for _, group in groupby(events, key=_frame_id):
+            piece = self._render(list(group))
+            self._has_written |= bool(piece)
+            pieces.append(piece)
+        self._is_settled = not self._has_seam and len(self._has_role) >= self._call.choice_count
+        return b"".join(pieces)
 
     def finish(self) -> bytes:
         """Render the usage, if asked for, and ``[DONE]``."""
@@ -115,38 +136,77 @@ class OpenAIChatEncoder:
         """Render a comment, which every client of this dialect skips."""
         return encode_comment("keep-alive")
 
-    def _render(self, frame: Frame | None, events: Sequence[Event]) -> bytes:
-        """Write a frame through, or render its events one by one."""
-        if frame is not None and frame.wire == OPENAI_CHUNK and frame.event_count == len(events):
-            return self._write_through(frame, events)
+    def _render(self, events: list[Event]) -> bytes:
+        """Write the frame of some events through, or render them one by one."""
+        frame = events[0].frame
+        if frame is not None and frame.wire == OPENAI_CHUNK:
+            missing = frame.event_count - len(events)
+            if not missing or (missing == 1 and frame is self._begun):
+                return self._write_through(frame, events)
+        return self._render_each(events)
+
+    def _render_each(self, events: Sequence[Event]) -> bytes:
         return b"".join([self._render_event(event) for event in events])
 
     def _write_through(self, frame: Frame, events: Sequence[Event]) -> bytes:
+        """Write a frame as it came, but for its usage and for roles that are missing or spoken already."""
+        has_usage = any(type(event) is UsageReported for event in events)
+        is_known = len(self._has_role) >= self._call.choice_count and b'"role"' not in frame.data
+        if is_known and not has_usage:
+            self._note(events)
+            return encode_data(frame.data)
+        document = decode_frame(frame)
+        if document is None:  # a field that nobody had to read so far cannot be read
+            return self._render_each(events)
+        self._note(events)
+        is_changed = self._set_roles(document)
+        if has_usage:
+            if len(events) == 1 and not document.get("choices"):
+                self._usage_frame = frame if document.get("usage") else None
+                return b""
+            if not self._keeps_usage:
+                document["usage"] = None
+                is_changed = True
+        return encode_data(_encode(document) if is_changed else frame.data)
+
+    def _note(self, events: Sequence[Event]) -> None:
+        """Take from events that are written through what the rest of the stream needs."""
         for event in events:
             if type(event) is StreamStarted:
                 self._name(event)
-                self._has_role.update(range(self._call.choice_count))
             elif type(event) is ToolCallStarted:
                 self._kinds[event.index, event.call_index] = event.kind
-        if any(type(event) is UsageReported for event in events):
-            return self._take_usage(frame, is_alone=len(events) == 1)
-        return encode_data(frame.data)
+            elif type(event) is UsageReported:
+                self._keep_usage(event)
 
-    def _take_usage(self, frame: Frame, *, is_alone: bool) -> bytes:
-        """Keep the provider's own usage object for the end; pass on what else the frame has."""
-        document = msgspec.json.decode(frame.data)
-        usage = document.get("usage") or (document.get("x_groq") or {}).get("usage")
-        self._usage, self._usage_frame = _encode(usage), None
-        if is_alone and not document.get("choices"):
-            if document.get("usage"):
-                self._usage_frame = frame
-            return b""
-        if self._keeps_usage:
-            return encode_data(frame.data)
-        document["usage"] = None
-        return encode_data(_encode(document))
+    def _set_roles(self, document: dict[str, Any]) -> bool:
+        """See to it that every choice speaks its role once; returns whether the document had to be changed."""
+        is_changed = False
+        for choice in document.get("choices") or ():
+            index, delta = choice.get("index", 0), choice.get("delta")
+            if not isinstance(delta, dict):
+                continue
+            if index not in self._has_role:
+                self._has_role.add(index)
+                if not delta.get("role"):
+                    delta["role"] = "assistant"
+                    is_changed = True
+            elif delta.get("role"):
+                del delta["role"]
+                is_changed = True
+        return is_changed
+
+    def _keep_usage(self, report: UsageReported) -> None:
+        """Keep the usage for the end; the last report counts."""
+        self._usage, self._usage_frame = _encode(reported_usage(report)), None
 
     def _name(self, started: StreamStarted) -> None:
+        """Give the stream its name; it keeps the first, whoever goes on with it."""
+        if not self._is_named:
+            self._is_named = True
+            self._set_name(started)
+
+    def _set_name(self, started: StreamStarted) -> None:
         """Make the bytes with which every chunk of ours begins."""
         call = self._call
         head = {
@@ -159,6 +219,25 @@ class OpenAIChatEncoder:
         self._text_heads: dict[int, bytes] = {}
 
     def _render_event(self, event: Event) -> bytes:
+        if isinstance(event, TOKEN_EVENTS):
+            return self._render_delta(event)
+        match event:
+            case ChoiceFinished(reason=reason, index=index):
+                return self._delta(index, b"", _encode(reason))
+            case StreamStarted():
+                self._begun = event.frame
+                self._name(event)
+            case UsageReported():
+                self._keep_usage(event)
+            case StreamContinued():
+                return self._seam(event)
+            case ProviderExtra() | CheckpointReached() | AttemptFailed():
+                pass
+            case _:
+                assert_never(event)
+        return b""
+
+    def _render_delta(self, event: Delta) -> bytes:
         match event:
             case TextDelta(text=text, index=index):
                 return self._text(index, text)
@@ -171,15 +250,13 @@ class OpenAIChatEncoder:
                 return self._delta(event.index, _tool_started(event))
             case ToolCallDelta():
                 return self._delta(event.index, self._tool_delta(event))
-            case ChoiceFinished(reason=reason, index=index):
-                return self._delta(index, b"", _encode(reason))
-            case StreamStarted():
-                self._name(event)
-            case UsageReported(usage=usage):
-                self._usage, self._usage_frame = _encode(_usage(usage)), None
-            case ProviderExtra():
-                pass
-        return b""
+            case _:
+                assert_never(event)
+
+    def _seam(self, event: StreamContinued) -> bytes:
+        """Tell who looks that another attempt goes on; begun again before anything was said is no seam."""
+        self._has_seam = True
+        return encode_comment(_seam_text(event)) if self._has_written or event.way != "restart" else b""
 
     def _text(self, index: int, text: str) -> bytes:
         """Render a piece of text; from the second on only the text itself is new."""
@@ -213,12 +290,27 @@ class OpenAIChatEncoder:
 
 
 _CHOICES = b',"choices":'
+_UNPRINTABLE = re.compile(r"[^ -~]")
 _TEXT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 def _frame_id(event: Event) -> int:
     """Which document an event came in; two that are equal are still two."""
     return id(event.frame)
+
+
+def _is_ours(event: Event) -> bool:
+    """Whether the gateway itself says it, beside what the provider does."""
+    return isinstance(event, Note) or (type(event) is UsageReported and event.usage.is_estimated)
+
+
+def _seam_text(event: StreamContinued) -> str:
+    """Say what happened at a seam, in one line of printable ASCII whatever a target is called."""
+    text = (
+        f"millrace continued {event.target} from {event.from_target}, {event.way}, "
+        f"attempt {event.attempt}, after {event.character_count} characters"
+    )
+    return _UNPRINTABLE.sub("?", text)
 
 
 def _wants_usage_everywhere(call: Call) -> bool:
@@ -229,20 +321,10 @@ def _wants_usage_everywhere(call: Call) -> bool:
 def _tool_started(event: ToolCallStarted) -> bytes:
     if event.kind == "legacy":
         return b'"function_call":{"name":%b,"arguments":""}' % _encode(event.name)
-    call = {"index": event.call_index, "id": event.id, "type": event.kind}
+    call = {"index": event.call_index, "id": event.id, "type": event.kind, **call_fields(event)}
     if event.kind == "custom":
         return b'"tool_calls":' + _encode([{**call, "custom": {"name": event.name, "input": ""}}])
     return b'"tool_calls":' + _encode([{**call, "function": {"name": event.name, "arguments": ""}}])
-
-
-def _usage(usage: Usage) -> dict[str, Any]:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_input_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-    }
 
 
 def error_document(error: GatewayError) -> dict[str, Any]:
@@ -250,40 +332,3 @@ def error_document(error: GatewayError) -> dict[str, Any]:
     return {
         "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code},
     }
-
-
-def _answer(call: Call, events: Sequence[Event]) -> dict[str, Any]:
-    transcript = Transcript()
-    transcript.add(events)
-    started = transcript.started or StreamStarted("", "")
-    answer: dict[str, Any] = {
-        "id": started.id or f"chatcmpl-{call.request_id}",
-        "object": "chat.completion",
-        "created": started.created_unix_s or call.created_unix_s,
-        "model": started.model or call.model,
-        "choices": [_choice(index, choice) for index, choice in sorted(transcript.choices.items())],
-    }
-    if transcript.usage is not None:
-        answer["usage"] = _usage(transcript.usage)
-    return answer
-
-
-def _choice(index: int, choice: ChoiceTranscript) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text or None, "refusal": choice.refusal or None}
-    if not choice.text and not choice.tool_calls and not choice.refusal:
-        message["content"] = ""
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    calls = list(choice.tool_calls.values())
-    if calls and calls[0].kind == "legacy":
-        message["function_call"] = {"name": calls[0].name, "arguments": calls[0].arguments}
-    elif calls:
-        message["tool_calls"] = [_tool_call(call) for call in calls]
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": choice.finish_reason}
-
-
-def _tool_call(call: ToolCallTranscript) -> dict[str, Any]:
-    if call.kind == "custom":
-        return {"id": call.id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
-    # a call without arguments is an empty object to every SDK that parses them
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}

@@ -2,7 +2,7 @@
 
 In comes ``{"message": "…", "model"?: "…"}`` as JSON, whatever the content type says; out comes the visible answer. Text
 has no room for an error event: the connection is closed without an end, and a browser's reader rejects. There is none
-for a heartbeat either, and reasoning and tool calls are left out.
+for a heartbeat or a seam either, and reasoning and tool calls are left out.
 """
 
 from __future__ import annotations

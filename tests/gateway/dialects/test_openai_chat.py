@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -14,12 +14,15 @@ from gateway.core.errors import InternalError, InvalidRequest, StreamInterrupted
 from gateway.core.events import (
     OPENAI_ANSWER,
     OPENAI_CHUNK,
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
     Event,
     Frame,
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -29,6 +32,7 @@ from gateway.core.events import (
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import SSEDecoder
+from gateway.core.transcript import Transcript
 from gateway.dialects.openai_chat import OpenAIChat, OpenAIChatEncoder
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
@@ -41,6 +45,7 @@ DONE = b"data: [DONE]\n\n"
 START = StreamStarted("msg_1", "claude", 3, target="anthropic/claude")
 STOP = ChoiceFinished("stop", "end_turn")
 USED = UsageReported(Usage(9, 2, 4, 0, 1))
+FAILED = AttemptFailed("openai/gpt", 1, "connect", "upstream_unreachable")
 USAGE = {
     "prompt_tokens": 9,
     "completion_tokens": 2,
@@ -78,12 +83,12 @@ def render(batches: Iterable[list[Event]], call: Call = CALL) -> bytes:
 
 
 def documents_of(stream: bytes) -> list[Any]:
-    """Return what a client reads: one JSON document a line, and ``[DONE]`` at the end."""
+    """Return what a client reads: one JSON document a line, maybe comments, and ``[DONE]`` at the end."""
     assert stream.endswith(DONE)
     blocks = stream.removesuffix(DONE).split(b"\n\n")
     assert blocks.pop() == b""
-    assert all(block.startswith(b"data: ") and b"\n" not in block for block in blocks)
-    return [msgspec.json.decode(block[6:]) for block in blocks]
+    assert all(block.startswith((b"data: ", b": millrace ")) and b"\n" not in block for block in blocks)
+    return [msgspec.json.decode(block[6:]) for block in blocks if block.startswith(b"data: ")]
 
 
 def shown(*events: Event, call: Call = CALL) -> list[Any]:
@@ -163,6 +168,201 @@ def test_the_pieces_of_a_custom_call_stay_custom_when_only_its_start_was_written
     events = from_openai(ROLE, chunk({"tool_calls": [begin]}))
     documents = documents_of(render([[*events, ToolCallDelta(0, "SELECT")]]))
     assert documents[-1]["choices"][0]["delta"]["tool_calls"] == [{"index": 0, "custom": {"input": "SELECT"}}]
+
+
+# --- every choice speaks its role once
+
+
+def roles_of(documents: list[Any]) -> list[int]:
+    """Return the choices that speak their role, each time they do."""
+    return [
+        choice["index"]
+        for document in documents
+        for choice in document["choices"]
+        if choice["delta"].get("role") == "assistant"
+    ]
+
+
+def test_a_role_that_was_not_written_is_spoken_by_the_first_frame() -> None:
+    """A start may come without its frame; the rest of the first frame that is written stays as it came."""
+    [start, first, second, end] = from_openai(ROLE, chunk({"content": "a"}), chunk({"content": "b"}), END)
+    changed = msgspec.structs.replace(start, frame=None)
+    assert documents_of(render([[changed], [first], [second], [end]])) == [
+        chunk({"content": "a", "role": "assistant"}),
+        chunk({"content": "b"}),
+        END,
+    ]
+
+
+def test_a_role_that_was_not_written_is_spoken_by_whatever_comes_first() -> None:
+    """A rendered delta, a usage chunk with choices, an extra."""
+    [start, text, end] = from_openai(ROLE, chunk({"content": "a"}), END)
+    changed = msgspec.structs.replace(start, frame=None)
+    bare = msgspec.structs.replace(text, frame=None)
+    assert roles_of(documents_of(render([[changed, bare], [text], [end]]))) == [0]
+    whole = chunk({"content": "a"}, "stop", usage={"prompt_tokens": 1})
+    [_, *rest] = from_openai(whole)
+    [document] = documents_of(render([[changed], [msgspec.structs.replace(item, frame=None) for item in rest]]))[:1]
+    assert document["choices"][0]["delta"] == {"role": "assistant", "content": "a"}
+    extra = ProviderExtra(Frame(msgspec.json.encode(chunk({"content": ""})), OPENAI_CHUNK, 1))
+    assert roles_of(documents_of(render([[changed, extra, text, end]]))) == [0]
+
+
+def test_a_choice_without_a_delta_has_no_place_for_a_role() -> None:
+    """Hosts send such a chunk; the next one has it."""
+    start, extra, text, end = from_openai(ROLE, {**IDENTITY, "choices": [{"index": 0}]}, chunk({"content": "a"}), END)
+    changed = msgspec.structs.replace(start, frame=None)
+    assert render([[changed, extra]]) == sse({**IDENTITY, "choices": [{"index": 0}]}) + DONE
+    *_, text_chunk, _ = documents_of(render([[changed], [text], [end]]))
+    assert text_chunk["choices"][0]["delta"] == {"role": "assistant", "content": "a"}
+
+
+def test_every_choice_of_many_speaks_its_role_once() -> None:
+    """Whether or not the frame that spoke it is still there."""
+    documents = [
+        chunk({"role": "assistant", "content": ""}),
+        chunk({"role": "assistant", "content": "b"}, index=1),
+        chunk({"content": "a"}),
+        chunk({"content": "c"}, index=1),
+        END,
+        chunk(finish="stop", index=1),
+    ]
+    call = Call(request_id="t", choice_count=2)
+    events = from_openai(*documents, choice_count=2)
+    assert render([[event] for event in events], call) == sse(*documents) + DONE
+    events[1] = msgspec.structs.replace(events[1], frame=None)
+    assert roles_of(documents_of(render([[event] for event in events], call))) == [0, 1]
+
+
+def test_a_role_that_is_spoken_again_is_left_out() -> None:
+    """By the first chunks of another attempt: OpenAI's own helper would make it "assistantassistant"."""
+    events = from_openai(ROLE, chunk({"reasoning_content": "hm"}))
+    again = chunk({"role": "assistant", "content": "a"})
+    seam = StreamContinued("b/m", "a/m", "restart", 2, 0)
+    frame = Frame(msgspec.json.encode(again), OPENAI_CHUNK, 1)
+    *_, last = documents_of(render([events, [seam, TextDelta("a", frame=frame)]]))
+    assert last == chunk({"content": "a"})
+    extra = ProviderExtra(Frame(msgspec.json.encode(ROLE), OPENAI_CHUNK, 1))
+    assert roles_of(documents_of(render([events, [seam], [extra], [TextDelta("a", frame=frame)]]))) == [0]
+
+
+def test_the_stream_keeps_its_first_name() -> None:
+    """A second start is that of another attempt, and the client knows the stream by the first."""
+    documents = shown(START, TextDelta("a"), StreamStarted("other", "gpt", 9), TextDelta("b"))
+    assert {(item["id"], item["created"], item["model"]) for item in documents} == {("msg_1", 3, "claude")}
+
+
+# --- frames whose events come apart
+
+CALL_PIECE = {"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_the_start_alone_does_not_break_a_frame_up() -> None:
+    """It has no bytes of its own: the frame goes out as it came, when the rest of it does."""
+    full = chunk({"role": "assistant", "tool_calls": [CALL_PIECE]}, x_signature="s")
+    [start, begin, arguments, end] = from_openai(full, chunk(finish="tool_calls"))
+    encoder = OpenAIChatEncoder(CALL)
+    assert encoder.encode([start]) == b""
+    assert encoder.encode([begin, arguments]) == sse(full)
+    assert encoder.encode([end]) == sse(chunk(finish="tool_calls"))
+
+
+def test_a_frame_that_lost_its_start_does_not_speak_the_role_again() -> None:
+    """What was said in between has."""
+    full = chunk({"role": "assistant", "tool_calls": [CALL_PIECE]})
+    [start, begin, arguments, text] = from_openai(full, chunk({"content": "a"}))
+    documents = documents_of(render([[start], [text], [begin, arguments]]))
+    assert documents == [chunk({"role": "assistant", "content": "a"}), chunk({"tool_calls": [CALL_PIECE]})]
+
+
+def test_a_call_that_is_held_back_leaves_the_text_of_its_frame_behind() -> None:
+    """Both are rendered, once, and what the host says of the call stays with it."""
+    signed = {**CALL_PIECE, "extra_content": {"google": {"thought_signature": "s"}}}
+    full = chunk({"content": "a", "tool_calls": [signed]}, x=1)
+    [start, text, begin, arguments, end] = from_openai(ROLE, full, chunk(finish="tool_calls"))
+    documents = documents_of(render([[start, text], [begin], [arguments, end]]))
+    assert [item["choices"][0]["delta"] for item in documents[1:]] == [
+        {"content": "a"},
+        {"tool_calls": [{**signed, "function": {"name": "f", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]},
+        {},
+    ]
+
+
+def test_a_usage_that_comes_apart_from_its_frame_is_still_the_providers_own() -> None:
+    """With every field of it."""
+    usage = COUNT["usage"]
+    [start, text, end, used] = from_openai(ROLE, chunk({"content": "a"}, "stop", usage=usage))
+    *_, last = documents_of(render([[start, text], [used], [end]], ASKED))
+    assert last == {**IDENTITY, "choices": [], "usage": usage}
+
+
+def test_a_frame_that_cannot_be_read_in_full_is_rendered_where_it_must_be_read() -> None:
+    """A provider may send a number beyond all bounds, or bytes that are not UTF-8, in a field of its own."""
+    odd = msgspec.json.encode(chunk({"content": "a"}, usage={"prompt_tokens": 1}))[:-1] + b',"x":1e999}'
+    decoder = OpenAIDecoder(CALL)
+    events = decoder.feed(sse(ROLE) + b"data: " + odd + b"\n\n")
+    *_, text, last = documents_of(render([events], ASKED))
+    assert text["choices"][0]["delta"] == {"content": "a"}
+    assert last["usage"]["prompt_tokens"] == 1
+
+
+# --- a seam
+
+
+def seam(way: Literal["restart", "exact", "anchored"] = "exact", target: str = "b/m", source: str = "a/m") -> Event:
+    """Return a seam behind five characters."""
+    return StreamContinued(target, source, way, 2, 5)
+
+
+def test_a_seam_is_a_comment_of_its_own() -> None:
+    """A client's parser skips it; a person reading the wire does not."""
+    encoder = OpenAIChatEncoder(CALL)
+    encoder.encode([START, TextDelta("Hello")])
+    comment = encoder.encode([seam()])
+    assert comment == b": millrace continued b/m from a/m, exact, attempt 2, after 5 characters\n\n"
+    assert SSEDecoder().feed(comment) == []
+    assert encoder.encode([TextDelta(" you"), seam("anchored"), TextDelta("!")]).count(b"\n\n") == 3
+
+
+def test_a_seam_in_written_frames_is_where_it_was() -> None:
+    """Between what one attempt said and what the next did."""
+    events = from_openai(ROLE, chunk({"content": "a"}), chunk({"content": "b"}), END)
+    stream = render([[*events[:2], seam(), *events[2:]]])
+    comment = b": millrace continued b/m from a/m, exact, attempt 2, after 5 characters\n\n"
+    assert stream == sse(ROLE, chunk({"content": "a"})) + comment + sse(chunk({"content": "b"}), END) + DONE
+
+
+def test_an_answer_begun_again_before_anything_was_said_has_no_seam() -> None:
+    """Nothing commits the response, so that an error could still be told by a status."""
+    encoder = OpenAIChatEncoder(CALL)
+    assert encoder.encode([FAILED, StreamContinued("b/m", "a/m", "restart", 2, 0)]) == b""
+    assert encoder.encode([START]) == b""
+
+
+def test_an_answer_begun_again_behind_its_reasoning_has_a_seam() -> None:
+    """No character of the text was delivered, but something was seen."""
+    encoder = OpenAIChatEncoder(CALL)
+    encoder.encode([START, ReasoningDelta("hm")])
+    comment = encoder.encode([StreamContinued("b/m", "a/m", "restart", 2, 0)])
+    assert comment == b": millrace continued b/m from a/m, restart, attempt 2, after 0 characters\n\n"
+
+
+@given(st.text(), st.text())
+def test_a_seam_is_one_line_of_printable_ascii(target: str, source: str) -> None:
+    """Whatever a target is called, nobody breaks out of the comment."""
+    comment = OpenAIChatEncoder(CALL).encode([seam(target=target, source=source)])
+    line = comment.removesuffix(b"\n\n")
+    assert line.startswith(b": millrace continued ")
+    assert all(32 <= byte <= 126 for byte in line)
+
+
+def test_notes_of_the_gateway_have_no_bytes() -> None:
+    """They are for the log, and a checkpoint is the provider's own."""
+    encoder = OpenAIChatEncoder(CALL)
+    encoder.encode([START, TextDelta("a")])
+    assert encoder.encode([FAILED, CheckpointReached("secret")]) == b""
+    assert shown(FAILED, START, CheckpointReached("secret")) == []
 
 
 # --- usage
@@ -376,114 +576,39 @@ def test_an_error_before_the_first_byte_is_a_body() -> None:
 # --- whole answers
 
 WHOLE = Call(request_id="t", model="chat", created_unix_s=7)
-
-
-def answer(*events: Event) -> Any:
-    """Return the whole answer that events are rendered as."""
-    return msgspec.json.decode(OpenAIChat().answer(WHOLE, events))
-
-
-def message_of(*events: Event) -> Any:
-    """Return the message of a whole answer's first choice."""
-    return answer(START, *events, STOP)["choices"][0]["message"]
+BODY = (
+    b'{ "id":"c1","object":"chat.completion","created":5,"model":"m","x":"default","choices":[{"index":0,'
+    b'"message":{"role":"assistant","content":"a","annotations":[]},"logprobs":null,"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":1,"completion_tokens":2,"x_cost":1e-5}}\n'
+)
 
 
 def test_a_whole_answer_of_this_wire_goes_out_as_it_came() -> None:
     """Byte for byte."""
-    body = (
-        b'{ "id":"c1","object":"chat.completion","created":5,"model":"m","x":"default","choices":[{"index":0,'
-        b'"message":{"role":"assistant","content":"a","annotations":[]},"logprobs":null,"finish_reason":"stop"}],'
-        b'"usage":{"prompt_tokens":1,"completion_tokens":2,"x_cost":1e-5}}\n'
-    )
-    assert OpenAIChat().answer(WHOLE, read_answer(WHOLE, body)) == body
+    assert OpenAIChat().answer(WHOLE, read_answer(WHOLE, BODY)) == BODY
+
+
+def test_what_the_gateway_notes_does_not_touch_a_whole_answer() -> None:
+    """Attempts that failed before it, and a usage that nobody reported."""
+    events: list[Event] = [FAILED, *read_answer(WHOLE, BODY), UsageReported(Usage(1, 1, is_estimated=True))]
+    assert OpenAIChat().answer(WHOLE, events) == BODY
 
 
 def test_a_whole_answer_that_was_touched_is_rendered() -> None:
-    """As is one that is made of chunks, and one of which a part is missing."""
-    body = msgspec.json.encode(
-        {"choices": [{"index": 0, "message": {"content": "a", "x": 1}, "finish_reason": "stop"}]}
-    )
-    [start, text, end] = read_answer(WHOLE, body)
+    """As is one of which a part is missing, and one that goes on where another broke off."""
+    [start, text, end, used] = read_answer(WHOLE, BODY)
     touched = msgspec.structs.replace(text, frame=None)
-    for events in ([start, touched, end], [start, end], from_openai(ROLE, chunk({"content": "a"}), END)):
-        rendered = answer(*events)
-        assert rendered["object"] == "chat.completion"
-        assert "x" not in rendered["choices"][0]["message"]
+    for events in ([start, touched, end, used], [start, end, used], [ReasoningDelta("hm"), start, text, end, used]):
+        rendered = OpenAIChat().answer(WHOLE, events)
+        assert rendered != BODY
+        assert msgspec.json.decode(rendered)["object"] == "chat.completion"
 
 
-def test_a_whole_answer_of_another_wire_is_rendered() -> None:
-    """With its usage, under its own name."""
-    assert answer(START, ReasoningDelta("hm"), TextDelta("a"), TextDelta("b"), STOP, USED) == {
-        "id": "msg_1",
-        "object": "chat.completion",
-        "created": 3,
-        "model": "claude",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": "ab", "refusal": None, "reasoning_content": "hm"},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": USAGE,
-    }
-
-
-def test_a_whole_answer_without_a_name_or_usage_is_named_by_the_call() -> None:
-    """And has no usage, rather than a made-up one."""
-    rendered = answer(StreamStarted("", ""), TextDelta("a"), STOP)
-    assert (rendered["id"], rendered["created"], rendered["model"]) == ("chatcmpl-t", 7, "chat")
-    assert "usage" not in rendered
-    assert answer()["choices"] == []
-
-
-def test_the_choices_of_a_whole_answer_are_in_their_order() -> None:
-    """Whatever order they came in."""
-    choices = answer(START, TextDelta("b", 1), TextDelta("a"), STOP, ChoiceFinished("length", index=1))["choices"]
-    assert [(item["index"], item["message"]["content"], item["finish_reason"]) for item in choices] == [
-        (0, "a", "stop"),
-        (1, "b", "length"),
-    ]
-
-
-def test_an_answer_without_a_word_has_an_empty_content() -> None:
-    """A client that concatenates must not find null."""
-    assert message_of() == {"role": "assistant", "content": "", "refusal": None}
-
-
-def test_a_refusal_has_no_content() -> None:
-    """As OpenAI sends it."""
-    assert message_of(RefusalDelta("n"), RefusalDelta("o")) == {"role": "assistant", "content": None, "refusal": "no"}
-
-
-def test_an_answer_that_only_calls_has_no_content() -> None:
-    """A call without arguments has an empty object, which is what a client parses."""
-    calls: list[Event] = [
-        ToolCallStarted(0, "a", "f"),
-        ToolCallStarted(1, "b", "sql", "custom"),
-        ToolCallDelta(1, "SELECT"),
-        ToolCallStarted(2, "c", "g"),
-        ToolCallDelta(2, '{"x":'),
-        ToolCallDelta(2, "1}"),
-    ]
-    assert message_of(*calls) == {
-        "role": "assistant",
-        "content": None,
-        "refusal": None,
-        "tool_calls": [
-            {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
-            {"id": "b", "type": "custom", "custom": {"name": "sql", "input": "SELECT"}},
-            {"id": "c", "type": "function", "function": {"name": "g", "arguments": '{"x":1}'}},
-        ],
-    }
-
-
-def test_a_legacy_call_of_a_whole_answer_is_in_its_old_form() -> None:
-    """Not in ``tool_calls``."""
-    message = message_of(ToolCallStarted(0, "", "f", "legacy"), ToolCallDelta(0, "{}"))
-    assert message["function_call"] == {"name": "f", "arguments": "{}"}
-    assert "tool_calls" not in message
+def test_an_answer_collected_from_a_stream_is_one_document() -> None:
+    """Nothing is left of its chunks."""
+    rendered = msgspec.json.decode(OpenAIChat().answer(WHOLE, from_openai(ROLE, chunk({"content": "a"}), END, COUNT)))
+    assert (rendered["object"], rendered["id"], rendered["usage"]) == ("chat.completion", "c1", COUNT["usage"])
+    assert rendered["choices"][0]["message"] == {"role": "assistant", "content": "a", "refusal": None}
 
 
 def test_the_dialect_parses_and_streams_in_its_own_wire() -> None:
@@ -519,6 +644,9 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(UsageReported, st.builds(Usage, INDICES, INDICES), USAGE_FRAMES),
     st.builds(ChoiceFinished, st.sampled_from(["stop", "length", "tool_calls"]), PIECES, INDICES, FRAMES),
     st.builds(ProviderExtra, FRAMES),
+    st.builds(CheckpointReached, PIECES, INDICES),
+    st.just(FAILED),
+    st.builds(StreamContinued, PIECES, PIECES, st.sampled_from(["restart", "exact"]), INDICES, INDICES),
 )
 
 
@@ -538,6 +666,88 @@ def test_any_legal_sequence_of_events_is_rendered(events: list[Event], cuts: lis
     assert (has_usage or [False])[-1] is (include_usage and reported)
     body = msgspec.json.decode(OpenAIChat().answer(call, legal))
     assert body["object"] == "chat.completion"
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> tuple[int, list[Any]]:
+    """Return how many choices there are, and chunks of them: each may say several things at once."""
+    choice_count = draw(st.integers(1, 2))
+    documents, spoken, call_counts = [], set[int](), [0, 0]
+    told = st.tuples(st.integers(0, choice_count - 1), st.sets(st.sampled_from(["t", "r", "n", "c", "a"])), PIECES)
+    for index, kinds, word in draw(st.lists(told, min_size=1, max_size=8)):
+        delta: dict[str, Any] = {} if index in spoken else {"role": "assistant", "content": ""}
+        delta |= {"content": word} if "t" in kinds else {}
+        delta |= {"reasoning_content": word} if "r" in kinds else {}
+        delta |= {"refusal": word} if "n" in kinds else {}
+        calls = []
+        if "c" in kinds:
+            number = call_counts[index]
+            call_counts[index] += 1
+            calls.append({"index": number, "id": f"id{number}", "type": "function", "function": {"name": word}})
+        if "a" in kinds and call_counts[index]:
+            calls.append({"index": call_counts[index] - 1, "function": {"arguments": word}})
+        documents.append(chunk(delta | ({"tool_calls": calls} if calls else {}), index=index))
+        spoken.add(index)
+    for index in range(choice_count):
+        delta = {} if index in spoken else {"role": "assistant"}
+        documents.append(chunk(delta, draw(st.sampled_from(["stop", "length", "tool_calls"])), index))
+    return choice_count, [*documents, COUNT]
+
+
+def hold_back(events: list[Event], releases: list[bool]) -> list[Event]:
+    """Return events with the tool calls later than they came: when one is released, and when a choice ends."""
+    sent: list[Event] = []
+    held: list[Event] = []
+    for event, is_released in zip(events, releases, strict=True):
+        if isinstance(event, ToolCallStarted | ToolCallDelta):
+            held.append(event)
+        elif isinstance(event, ChoiceFinished):
+            sent += [*held, event]
+            held.clear()
+        else:
+            sent.append(event)
+        if is_released:
+            sent += held
+            held.clear()
+    return sent
+
+
+def content_of(events: list[Event]) -> Any:
+    """Return all that events amount to: the name, the choices, the usage."""
+    transcript = Transcript()
+    transcript.add(events)
+    started = transcript.started
+    choices = {
+        index: (choice.text, choice.reasoning, choice.refusal, sorted(choice.tool_calls.items()), choice.finish_reason)
+        for index, choice in transcript.choices.items()
+    }
+    return (started.id, started.model, started.created_unix_s) if started else None, choices, transcript.usage
+
+
+@given(streams(), st.data())
+def test_nothing_is_lost_or_said_twice_however_the_events_come(
+    stream: tuple[int, list[Any]], data: st.DataObject
+) -> None:
+    """Held back, without their frames, cut into any batches: a client reads what the provider said, and roles once."""
+    choice_count, documents = stream
+    call = Call(request_id="t", choice_count=choice_count, include_usage=True)
+    events = from_openai(*documents, choice_count=choice_count)
+    expected = content_of(events)
+
+    def flags() -> list[bool]:
+        return data.draw(st.lists(st.booleans(), min_size=len(events), max_size=len(events)))
+
+    sent = [
+        msgspec.structs.replace(event, frame=None) if is_touched else event
+        for event, is_touched in zip(hold_back(events, flags()), flags(), strict=True)
+    ]
+    batches: list[list[Event]] = [[]]
+    for event, is_cut in zip(sent, flags(), strict=True):
+        batches.append([event]) if is_cut else batches[-1].append(event)
+    body = render(batches, call)
+    decoder = OpenAIDecoder(call)
+    assert content_of([*decoder.feed(body), *decoder.finish()]) == expected
+    assert sorted(roles_of(documents_of(body))) == list(range(choice_count))
 
 
 @given(st.binary(max_size=80), st.integers(1, 40))

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 from gateway.core.call import Call, Message, Source, TextPart
 from gateway.core.errors import InvalidRequest, UnknownModel
 from gateway.core.events import (
+    AttemptFailed,
+    CheckpointReached,
     ChoiceFinished,
     Event,
     Frame,
     ReasoningDelta,
     RefusalDelta,
+    StreamContinued,
     StreamStarted,
     TextDelta,
     ToolCallDelta,
@@ -93,6 +96,17 @@ def test_only_the_visible_text_of_the_first_choice_is_written() -> None:
     """No reasoning, no tool call, no other choice, and nothing around it."""
     assert PlainText().encoder(CALL).encode(EVENTS) == "né!".encode()
     assert PlainText().answer(CALL, EVENTS) == "né!".encode()
+
+
+def test_what_the_gateway_notes_has_no_bytes() -> None:
+    """A seam cannot be seen, and what went before the first word does not commit the response."""
+    notes: list[Event] = [
+        AttemptFailed("a/m", 1, "reset", "upstream_unreachable"),
+        StreamContinued("b/m", "a/m", "exact", 2, 3),
+        CheckpointReached("token"),
+    ]
+    assert PlainText().encoder(CALL).encode(notes) == b""
+    assert PlainText().answer(CALL, [TextDelta("a"), *notes, TextDelta("b")]) == b"ab"
 
 
 def test_a_refusal_is_visible_text() -> None:
