@@ -1,0 +1,332 @@
+"""How one answer goes, as its client has it: phases, gaps, stalls, failovers, and whether it was good.
+
+Told of every batch when it has been handed on. A gap is the time from one delivery of tokens to the next, whatever
+happened in between: pauses while another attempt was made are part of it. Time in which the client itself did not read
+is not; and a wait for the first token is no gap, it has a name and an objective of its own.
+
+Most of a stream is text in even steps, which costs a subtraction and a comparison for each delivery. What comes closer
+to a look is the first token, what is longer than any gap before, and what follows an attempt that failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final, Literal
+
+from gateway.core.events import (
+    TOKEN_EVENTS,
+    AttemptFailed,
+    ChoiceFinished,
+    Event,
+    FinishReason,
+    ReasoningDelta,
+    StreamContinued,
+    StreamStarted,
+    TextDelta,
+    Usage,
+    UsageReported,
+)
+
+Phase = Literal["prefill", "reasoning", "decode", "draining"]
+"""Before the first token, before the first visible one, and behind it; at last, that the gateway is stopping."""
+
+Resolution = Literal["recovered", "failed_over", "gave_up", "client_left"]
+FailurePhase = Literal["pre_first_token", "mid_stream"]
+Objective = Literal["ttft", "tpot", "smooth", "complete", "all"]
+
+_NO_TIME_S: Final = 1e-9
+"""What was moved on by a pause, and back, may be off by its last bit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slo:
+    """What a stream must keep to count as good. A gap longer than ``max_gap_s`` is a stall."""
+
+    ttft_s: float = 2.0
+    tpot_s: float = 0.1
+    max_gap_s: float = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """A gap that was too long: which target was waited for, how far the answer was, and what became of it."""
+
+    target: str
+    phase: Phase
+    resolution: Resolution
+    length_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The time that a failover took. Before the first token it counts from the start of the first failed attempt.
+
+    In mid stream it is the gap that the client had.
+    """
+
+    phase: FailurePhase
+    length_s: float
+
+
+def _ignore(before: Phase, phase: Phase) -> None:
+    """Take no note of a phase."""
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """One answer on its way. ``asked_at_s`` and all other times are on one monotonic clock.
+
+    ``note_phase`` is called with the phase that ends and the one that begins. Times shown are those of the first token,
+    the first visible one and the last; of the last, moved on by as long as the client did not read behind it.
+    """
+
+    asked_at_s: float
+    slo: Slo = field(default_factory=Slo)
+    choice_count: int = 1
+    note_phase: Callable[[Phase, Phase], None] = _ignore
+
+    phase: Phase = field(default="prefill", init=False)
+    delta_count: int = field(default=0, init=False)
+    reasoning_count: int = field(default=0, init=False)
+    first_at_s: float | None = field(default=None, init=False)
+    content_at_s: float | None = field(default=None, init=False)
+    last_at_s: float = field(default=-inf, init=False)
+    max_gap_s: float = field(default=0.0, init=False)
+    paused_s: float = field(default=0.0, init=False)
+    target: str = field(default="", init=False)
+    last_target: str = field(default="", init=False)
+    targets: list[str] = field(default_factory=list, init=False)
+    usage: Usage | None = field(default=None, init=False)
+    finish_reasons: dict[int, FinishReason] = field(default_factory=dict, init=False)
+    failovers: dict[int, AttemptFailed] = field(default_factory=dict, init=False)
+    seams: list[StreamContinued] = field(default_factory=list, init=False)
+    stalls: list[Stall] = field(default_factory=list, init=False)
+    losses: list[Loss] = field(default_factory=list, init=False)
+
+    _alarm_s: float = field(default=-1.0, init=False)
+    _shifted_s: float = field(default=0.0, init=False)
+    _speaker: str = field(default="", init=False)
+    _failed: set[int] = field(default_factory=set, init=False)
+    _has_open_attempt: bool = field(default=True, init=False)
+    _failing_since_s: float | None = field(default=None, init=False)
+    _is_failing: bool = field(default=False, init=False)
+
+    # --- what happens
+
+    def add(self, events: Sequence[Event], now_s: float) -> None:
+        """Take in a batch, of at least one event, that has just been handed on."""
+        for event in events:
+            if type(event) is not TextDelta:
+                self._add_mixed(events, now_s)
+                return
+        gap_s = now_s - self.last_at_s
+        if gap_s > self._alarm_s or self.content_at_s is None:
+            self._look(gap_s, now_s, is_content=True)
+        self.last_at_s = now_s
+        self.delta_count += len(events)
+
+    def note_failed_attempt(self, started_at_s: float) -> None:
+        """An attempt has failed that began then; it is not said that there will be another."""
+        if self._failing_since_s is None:
+            self._failing_since_s = started_at_s
+
+    def note_pause(self, pause_s: float) -> None:
+        """The client did not read for so long, until now: nobody waited for a token meanwhile."""
+        self.paused_s += pause_s
+        if self.first_at_s is not None:
+            self.last_at_s += pause_s
+            self._shifted_s += pause_s
+
+    def drain(self) -> None:
+        """The gateway is stopping, and waits for the answer to end; it is in no other phase any more."""
+        self._move("draining")
+
+    def end(self, now_s: float, *, is_complete: bool, has_client: bool, last_attempt: int | None) -> None:
+        """The call has ended. If there was more to come, the wait for it has ended too.
+
+        ``last_attempt`` is the number of the one that failed with what ended the call: 0 where that was no attempt's
+        error, ``None`` where the last one did not fail.
+        """
+        self.note_phase = _ignore
+        if last_attempt is not None:
+            self._has_open_attempt = False
+            self._failed |= {last_attempt} - {0}
+        if is_complete or self.first_at_s is None or self.is_finished:
+            return
+        gap_s = now_s - self.last_at_s
+        self.max_gap_s = max(self.max_gap_s, gap_s)
+        self._note_stall(gap_s, "gave_up" if has_client else "client_left")
+
+    def pass_by(self, target: str) -> None:
+        """Write down that the call has been at a target, unless it still is."""
+        if target and self.targets[-1:] != [target]:
+            self.targets.append(target)
+
+    # --- what it has come to
+
+    @property
+    def attempt_count(self) -> int:
+        """How many attempts were made, or are being made.
+
+        One may be told of twice, where another that was to go on with its answer could not even be made.
+        """
+        return len(self._failed) + self._has_open_attempt
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the provider has said of every choice that it is whole."""
+        return len(self.finish_reasons) >= self.choice_count
+
+    @property
+    def ttft_s(self) -> float | None:
+        """How long the client waited for the first token."""
+        return None if self.first_at_s is None else self.first_at_s - self.asked_at_s
+
+    @property
+    def ttfc_s(self) -> float | None:
+        """How long the client waited for the first text or tool call."""
+        return None if self.content_at_s is None else self.content_at_s - self.asked_at_s
+
+    @property
+    def token_count(self) -> int:
+        """How many tokens were delivered, as far as is known: reasoning that nobody was shown is not among them.
+
+        What a provider reports on the way may be long out of date; a delta is at least one token.
+        """
+        if self.usage is None:
+            return self.delta_count
+        hidden_count = 0 if self.reasoning_count else self.usage.reasoning_tokens
+        reported = self.usage.output_tokens - hidden_count
+        return reported if self.is_finished and reported > 0 else max(reported, self.delta_count)
+
+    @property
+    def decode_s(self) -> float:
+        """From the first delivery of tokens to the last; 0 where there was one."""
+        if self.first_at_s is None:
+            return 0.0
+        decode_s = self.last_at_s - self.first_at_s - self._shifted_s
+        return decode_s if decode_s > _NO_TIME_S else 0.0
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Seconds for each token behind the first; ``None`` where all came at once."""
+        decode_s, behind_count = self.decode_s, self.token_count - 1
+        return decode_s / behind_count if decode_s and behind_count > 0 else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens behind the first by the time they took."""
+        tpot_s = self.tpot_s
+        return 1 / tpot_s if tpot_s else None
+
+    @property
+    def stall_s(self) -> float:
+        """How long the client has stared at stalls."""
+        return sum(stall.length_s for stall in self.stalls)
+
+    @property
+    def lost_s(self) -> float:
+        """How long failovers took."""
+        return sum(loss.length_s for loss in self.losses)
+
+    def judge(self, now_s: float, *, is_complete: bool) -> Mapping[Objective, bool]:
+        """Return which objectives the answer has met, now that it has ended.
+
+        One that failed before its first token has missed that. In what was never seen of an answer, nothing was slow;
+        an answer without any token is as late as its end.
+        """
+        slo, tpot_s = self.slo, self.tpot_s
+        ttft_s = self.ttft_s
+        if ttft_s is None:
+            ttft_s = now_s - self.asked_at_s if is_complete else inf
+        met: dict[Objective, bool] = {
+            "ttft": ttft_s <= slo.ttft_s,
+            "tpot": tpot_s is None or tpot_s <= slo.tpot_s,
+            "smooth": self.max_gap_s <= slo.max_gap_s,
+            "complete": is_complete,
+        }
+        return {**met, "all": all(met.values())}
+
+    # --- inside
+
+    def _add_mixed(self, events: Sequence[Event], now_s: float) -> None:
+        for event in events:
+            if not isinstance(event, TOKEN_EVENTS):
+                self._note(event)
+                continue
+            is_content = type(event) is not ReasoningDelta
+            gap_s = now_s - self.last_at_s
+            if gap_s > self._alarm_s or (is_content and self.content_at_s is None):
+                self._look(gap_s, now_s, is_content=is_content)
+            self.last_at_s = now_s
+            self.delta_count += 1
+            self.reasoning_count += not is_content
+
+    def _look(self, gap_s: float, now_s: float, *, is_content: bool) -> None:
+        """Take in a token that is the first one, or follows a gap that is worth a look."""
+        if self._is_failing:
+            self._note_loss(gap_s, now_s)
+        if self.first_at_s is None:
+            self.first_at_s = now_s
+        else:
+            self.max_gap_s = max(self.max_gap_s, gap_s)
+            self._note_stall(gap_s, "failed_over" if self._is_failing else "recovered")
+        if is_content and self.content_at_s is None:
+            self.content_at_s = now_s
+        self._is_failing = False
+        self._failing_since_s = None
+        self._speaker = self.last_target
+        self._alarm_s = min(self.max_gap_s, self.slo.max_gap_s)
+        self._move("reasoning" if self.content_at_s is None else "decode")
+
+    def _note_loss(self, gap_s: float, now_s: float) -> None:
+        if self.first_at_s is not None:
+            self.losses.append(Loss("mid_stream", gap_s))
+        else:
+            since_s = self.asked_at_s if self._failing_since_s is None else self._failing_since_s
+            self.losses.append(Loss("pre_first_token", now_s - since_s))
+
+    def _note_stall(self, gap_s: float, resolution: Resolution) -> None:
+        if gap_s > self.slo.max_gap_s:
+            self.stalls.append(Stall(self._speaker, self.phase, resolution, gap_s))
+
+    def _move(self, phase: Phase) -> None:
+        before = self.phase
+        if before not in (phase, "draining"):
+            self.phase = phase
+            self.note_phase(before, phase)
+
+    def _note(self, event: Event) -> None:
+        """Take in what happens once in a stream, or seldom."""
+        match event:
+            case UsageReported():
+                self.usage = event.usage
+            case ChoiceFinished():
+                self.finish_reasons.setdefault(event.index, event.reason)
+            case AttemptFailed():
+                self._note_failure(event)
+            case StreamStarted():
+                self._speak(event.target)
+            case StreamContinued():
+                self.seams.append(event)
+                self._speak(event.target)
+            case _:
+                pass
+
+    def _note_failure(self, event: AttemptFailed) -> None:
+        """An attempt has failed and there will be another; what could not even be tried is no attempt."""
+        self.pass_by(event.target)
+        self._is_failing = True
+        self._alarm_s = -1.0
+        if event.attempt:
+            self._failed.add(event.attempt)
+            self.failovers.setdefault(event.attempt, event)
+
+    def _speak(self, target: str) -> None:
+        """The next tokens are of this target."""
+        self.target = self.target or target
+        self.last_target = target
+        self.pass_by(target)
+        self._alarm_s = -1.0

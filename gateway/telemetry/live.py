@@ -1,0 +1,58 @@
+"""The table of live streams: every call in flight and the last that have ended, for who asks what is going on.
+
+One line for each call is too much for metrics, where every value of a label is kept for ever; here it is gone when it
+has been looked at. What a stream is like is asked of it when somebody looks, and once at its end: being in the table
+costs it nothing while it lives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
+
+KEPT_COUNT: Final = 50
+
+
+class Stream(Protocol):
+    """A call that can say how it goes."""
+
+    def shown(self) -> Mapping[str, object]:
+        """Return how it goes now, or, at its end, how it ended."""
+
+    def drain(self) -> None:
+        """The gateway is stopping, and waits for it."""
+
+
+class LiveTable:
+    """All calls in flight, in the order in which they began, and the last ``kept_count`` that have ended."""
+
+    def __init__(self, *, kept_count: int = KEPT_COUNT) -> None:
+        self._in_flight: dict[int, Stream] = {}
+        self._recent: deque[Mapping[str, object]] = deque(maxlen=kept_count)
+        self._is_draining = False
+
+    def begin(self, stream: Stream) -> None:
+        """A call has begun."""
+        self._in_flight[id(stream)] = stream
+        if self._is_draining:
+            stream.drain()
+
+    def end(self, stream: Stream, *, is_kept: bool) -> None:
+        """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
+        del self._in_flight[id(stream)]
+        if is_kept:
+            self._recent.append(stream.shown())
+
+    def drain(self) -> None:
+        """The gateway is stopping: whatever is in flight from now on is waited for."""
+        self._is_draining = True
+        for stream in self._in_flight.values():
+            stream.drain()
+
+    def shown(self) -> Mapping[str, Sequence[Mapping[str, object]]]:
+        """Return the whole table; of those that have ended the last one comes first."""
+        return {
+            "in_flight": [stream.shown() for stream in self._in_flight.values()],
+            "recent": list(reversed(self._recent)),
+        }

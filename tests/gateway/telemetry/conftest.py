@@ -1,0 +1,43 @@
+"""Processes that count, for tests of what is read of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from gateway.telemetry.slab import Slab
+
+WRITER = Path(__file__).with_name("writer.py")
+
+
+class MakeWriter(Protocol):
+    """Start a process that counts in a slab."""
+
+    def __call__(self, slab: Slab) -> subprocess.Popen[str]:
+        """Return it when it has begun to."""
+
+
+@pytest.fixture
+def make_writer() -> Iterator[MakeWriter]:
+    """Start processes that count; none is left after the test."""
+    writers: list[subprocess.Popen[str]] = []
+
+    def make(slab: Slab) -> subprocess.Popen[str]:
+        command = [sys.executable, str(WRITER), str(slab.fd)]
+        writer = subprocess.Popen(command, pass_fds=[slab.fd], stdout=subprocess.PIPE, text=True)  # noqa: S603, ours
+        writers.append(writer)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        return writer
+
+    yield make
+    for writer in writers:
+        writer.kill()
+        writer.wait()
+        if writer.stdout is not None:
+            writer.stdout.close()

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from gateway.admin import Admin
+from gateway.telemetry.collector import SlabCollector
+from gateway.telemetry.live import LiveTable
+from gateway.telemetry.meters import Meters
+from gateway.telemetry.slab import Slab
+from tests.exposition import OPENMETRICS, Exposition
+from tests.raw_client import Answer, connected, exchange, request
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@dataclass
+class Counting:
+    """A collector that says how often it was asked, by which threads, and takes its time."""
+
+    inner: SlabCollector
+    threads: list[int] = field(default_factory=list)
+    pause_s: float = 0.0
+    error: Exception | None = None
+
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return the answer."""
+        self.threads.append(threading.get_ident())
+        time.sleep(self.pause_s)
+        if self.error is not None:
+            raise self.error
+        return self.inner.render(accept)
+
+
+@dataclass
+class Serving:
+    """An admin port, and what it tells of."""
+
+    meters: Meters
+    collector: Counting
+    live: LiveTable
+    url: str = ""
+    is_ready: bool = False
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        """Ask for something."""
+        return await exchange(self.url, request(path, method="GET", **headers))
+
+
+@pytest.fixture
+async def serving() -> AsyncIterator[Serving]:
+    """Serve an admin port."""
+    slab = Slab.create()
+    served = Serving(Meters(slab), Counting(SlabCollector([slab])), LiveTable())
+    collector: Any = served.collector
+    admin = Admin(collector, served.live, is_ready=lambda: served.is_ready)
+    runner = web.AppRunner(admin.make_app(), access_log=None, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    served.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield served
+    await runner.cleanup()
+
+
+async def test_it_is_alive_at_once_and_ready_when_it_says_so(serving: Serving) -> None:
+    """Who restarts what is dead asks for the one, who sends requests for the other."""
+    assert (await serving.get("/healthz")).status == 200
+    assert (await serving.get("/readyz")).status == 503
+    serving.is_ready = True
+    assert ((await serving.get("/readyz")).status, (await serving.get("/readyz")).body) == (200, b"ready\n")
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", "*/*", "application/openmetrics-text; version=x", OPENMETRICS])
+async def test_metrics_are_told_in_the_format_that_is_asked_for(accept: str, serving: Serving) -> None:
+    """OpenMetrics, with its exemplars, where it is understood; else Prometheus' own text."""
+    serving.meters.histogram("millrace_ttft_seconds", "chat", "openai/gpt").observe(0.3, TRACE_ID)
+    found = await serving.get("/metrics", accept=accept)
+    assert found.status == 200
+    assert found.headers["content-type"].startswith(
+        "application/openmetrics-text; version=1.0.0" if accept == OPENMETRICS else "text/plain; version=0.0.4"
+    )
+    assert found.headers["vary"] == "accept, accept-encoding"
+    assert "content-encoding" not in found.headers
+    assert (TRACE_ID.encode() in found.body) == (accept == OPENMETRICS)
+    read = Exposition.read(found.body, found.headers["content-type"])
+    assert read.mean("millrace_ttft_seconds", model="chat", upstream="openai/gpt") == 0.3
+
+
+async def test_metrics_are_packed_for_who_can_unpack_them(serving: Serving) -> None:
+    """Prometheus can, and they shrink to a tenth."""
+    serving.meters.counter("millrace_requests_started_total", "chat_completions", "chat").inc()
+    found = await serving.get("/metrics", accept_encoding="gzip;q=1.0, deflate")
+    assert found.headers["content-encoding"] == "gzip"
+    read = Exposition.read(gzip.decompress(found.body))
+    assert read.total("millrace_requests_started_total") == 1
+
+
+async def test_the_answer_is_made_beside_the_loop_and_once_for_all_who_wait(serving: Serving) -> None:
+    """Streams go on meanwhile; who asks later gets a later one."""
+    serving.collector.pause_s = 0.2
+    slept_s: list[float] = []
+
+    async def stream() -> None:
+        for _ in range(10):
+            began_at_s = time.monotonic()
+            await asyncio.sleep(0.005)
+            slept_s.append(time.monotonic() - began_at_s)
+
+    scrapes = asyncio.gather(*(serving.get("/metrics") for _ in range(5)))
+    await stream()
+    assert {found.status for found in await scrapes} == {200}
+    assert len(serving.collector.threads) == 1
+    assert threading.get_ident() not in serving.collector.threads
+    assert sorted(slept_s)[5] < 0.1
+    await serving.get("/metrics")
+    assert len(serving.collector.threads) == 2
+
+
+async def test_who_leaves_takes_the_answer_from_nobody(serving: Serving) -> None:
+    """A scraper that gave up is not the only one."""
+    serving.collector.pause_s = 0.3
+    async with connected(serving.url) as client:
+        await client.send(request("/metrics", method="GET"))
+        await asyncio.sleep(0.1)
+        other = asyncio.ensure_future(serving.get("/metrics"))
+        await asyncio.sleep(0.05)
+        client.abort()
+        assert (await other).status == 200
+    assert len(serving.collector.threads) == 1
+
+
+async def test_an_answer_that_could_not_be_made_is_tried_again(serving: Serving) -> None:
+    """The next one who asks does not get the same error."""
+    serving.collector.error = LookupError()
+    assert (await serving.get("/metrics")).status == 500
+    serving.collector.error = None
+    assert (await serving.get("/metrics")).status == 200
+
+
+class Stream:
+    """A call in flight."""
+
+    def shown(self) -> dict[str, object]:
+        """Return how it goes."""
+        return {"id": "r1", "tokens_per_s": None}
+
+    def drain(self) -> None:
+        """Do nothing."""
+
+
+async def test_the_live_streams_are_told_as_json(serving: Serving) -> None:
+    """As they are now: nobody keeps them."""
+    serving.live.begin(Stream())
+    found = await serving.get("/admin/streams")
+    assert found.json == {"in_flight": [{"id": "r1", "tokens_per_s": None}], "recent": []}
+    assert found.headers["content-type"] == "application/json"
+    assert found.headers["cache-control"] == "no-store"
