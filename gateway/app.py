@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import fields
 from functools import partial
+from hashlib import sha256
 from importlib import import_module
 from ipaddress import ip_address
 from typing import cast
@@ -17,17 +20,27 @@ from typing import cast
 import structlog
 from aiohttp import web
 
+from gateway import __version__
+from gateway.admin import Admin
 from gateway.config import Config, MiddlewareConfig, ModelConfig, ProviderConfig, build_options
 from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
+from gateway.core.meters import OTHER, Meters
+from gateway.core.progress import Slo
 from gateway.guard import ConnectionGuard, Gate, OriginRule
+from gateway.ledger import LogLedger
 from gateway.page import show_page
-from gateway.pipeline import Authenticator, Middleware
+from gateway.pipeline import Authenticator, Instrumented, Middleware, Telemetry
 from gateway.providers import PROVIDERS
 from gateway.providers.base import Provider, ProviderOptions
 from gateway.providers.openai import OpenAI
 from gateway.server import Server, ServerOptions
 from gateway.simulator import Simulator
+from gateway.telemetry.collector import SlabCollector
+from gateway.telemetry.lag import LagSampler
+from gateway.telemetry.live import LiveTable
+from gateway.telemetry.meters import Meters as SlabMeters
+from gateway.telemetry.slab import Slab
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
 from gateway.watch import Limits
 
@@ -54,20 +67,25 @@ class Gateway:
         make_providers(config, simulator_url="")
         self.port = 0
         self.admin_port = 0
+        self._slab = Slab.create()
+        self._live = LiveTable()
+        self._telemetry = make_telemetry(config, self._slab, self._live)
         self._is_ready = False
         self._open = AsyncExitStack()
 
     async def start(self) -> None:
         """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
         server = self.config.server
-        admin = web.Application()
-        admin.router.add_get("/healthz", self._healthz)
-        admin.router.add_get("/readyz", self._readyz)
-        self.admin_port = await self._listen(admin, server.admin_host, server.admin_port)
-        session = make_session()
+        note_build(self._telemetry.meters, self.config)
+        collector = SlabCollector([self._slab])
+        collector.note_started(0, os.getpid())
+        admin = Admin(collector, self._live, is_ready=lambda: self._is_ready)
+        self.admin_port = await self._listen(admin.make_app(), server.admin_host, server.admin_port)
+        session, fresh = make_session(), make_session(keeps_connections=False)
         self._open.push_async_callback(session.close)
+        self._open.push_async_callback(fresh.close)
         providers = make_providers(self.config, simulator_url=await self._start_simulator())
-        self.port = await self._serve_public(Upstream(providers, session))
+        self.port = await self._serve_public(Upstream(providers, session, fresh, meters=self._telemetry.meters))
         if ignored := without_effect(self.config):
             log.warning("configuration_without_effect", keys=ignored)
         self._is_ready = True
@@ -89,9 +107,9 @@ class Gateway:
         return f"http://127.0.0.1:{port}/v1"
 
     async def _serve_public(self, upstream: Upstream) -> int:
-        options = self.config.server
+        options, meters = self.config.server, self._telemetry.meters
         server = Server(
-            middlewares=self.middlewares,
+            middlewares=instrument(self.middlewares, self._telemetry),
             endpoint=upstream,
             route=make_router(self.config),
             models=self.models,
@@ -100,13 +118,23 @@ class Gateway:
                 body_timeout_s=options.body_timeout_s,
                 write_timeout_s=options.write_timeout_s,
             ),
+            ledger=LogLedger(),
         )
         guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
         gate = Gate(OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins)), guard)
         app = web.Application(client_max_size=options.max_body_bytes, middlewares=[gate.handle])
         app.on_response_prepare.append(gate.add_headers)
+        app.on_response_prepare.append(partial(_count_response, meters))
         add_routes(app, server)
-        drain = partial(server.drain, options.drain_timeout_s)
+        buffered = meters.gauge("millrace_stream_buffered_bytes")
+        sampler = LagSampler(meters, samples=[lambda: buffered.set(server.buffered_bytes)])
+        sampler.start()
+        self._open.callback(sampler.stop)
+
+        async def drain() -> None:
+            self._live.drain()
+            await server.drain(options.drain_timeout_s)
+
         return await self._listen(app, options.host, options.port, guard=guard, drain=drain)
 
     async def _listen(
@@ -145,12 +173,6 @@ class Gateway:
         self._open.callback(listening.close)
         return int(listening.sockets[0].getsockname()[1])
 
-    async def _healthz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
-        return web.Response(text="ok\n")
-
-    async def _readyz(self, request: web.Request) -> web.Response:  # noqa: ARG002, the signature of a handler
-        return web.Response(text="ready\n") if self._is_ready else web.Response(status=503, text="not ready\n")
-
 
 async def _close(runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
     try:
@@ -161,13 +183,50 @@ async def _close(runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
 
 
 def add_routes(app: web.Application, server: Server) -> None:
-    """Give the public port its paths."""
-    app.router.add_post("/v1/chat/completions", server.chat_completions)
-    app.router.add_post("/api/chat/stream", server.chat_stream)
-    app.router.add_get("/v1/models", server.list_models)
-    app.router.add_get("/v1/models/{id:.+}", server.show_model)
-    app.router.add_get("/", show_page)
-    app.router.add_get("/page/{name}", show_page)
+    """Give the public port its paths; a name up to its dot is what metrics call the route."""
+    app.router.add_post("/v1/chat/completions", server.chat_completions, name="chat_completions")
+    app.router.add_post("/api/chat/stream", server.chat_stream, name="chat_stream")
+    app.router.add_get("/v1/models", server.list_models, name="models")
+    app.router.add_get("/v1/models/{id:.+}", server.show_model, name="models.one")
+    app.router.add_get("/", show_page, name="page")
+    app.router.add_get("/page/{name}", show_page, name="page.file")
+
+
+async def _count_response(meters: Meters, request: web.Request, response: web.StreamResponse) -> None:
+    """Count an answer when its status is fixed."""
+    route = (request.match_info.route.name or OTHER).partition(".")[0]
+    meters.counter("millrace_http_responses_total", route, str(response.status)).inc()
+
+
+def make_telemetry(config: Config, slab: Slab, live: LiveTable) -> Telemetry:
+    """Return what the parts of one worker measure with; it counts in its slab."""
+    slo = config.telemetry.slo
+    return Telemetry(
+        meters=SlabMeters(slab),
+        slo=Slo(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, max_gap_s=slo.max_gap_s),
+        live=live,
+    )
+
+
+def instrument(middlewares: Sequence[Middleware], telemetry: Telemetry) -> list[Middleware]:
+    """Return the chain as it runs: whoever has something to measure does so with ``telemetry``."""
+    return [item.instrumented(telemetry) if isinstance(item, Instrumented) else item for item in middlewares]
+
+
+def note_build(meters: Meters, config: Config) -> None:
+    """Show what runs, and with which configuration."""
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    meters.gauge("millrace_build_info", __version__, platform.python_version(), loop).set(1)
+    meters.gauge("millrace_config_info", config_hash(config)).set(1)
+    meters.gauge("millrace_config_generation").set(1)
+    meters.gauge("millrace_config_last_reload_success").set(1)
+
+
+def config_hash(config: Config) -> str:
+    """Return what two gateways with the same configuration have in common; no secret goes into it."""
+    parts = [getattr(config, item.name) for item in fields(config) if item.name not in ("middleware", "source")]
+    chain = [(entry.use, entry.options) for entry in config.middleware]
+    return sha256(repr((parts, chain)).encode()).hexdigest()[:12]
 
 
 def make_middlewares(entries: Sequence[MiddlewareConfig]) -> list[Middleware]:
@@ -212,7 +271,12 @@ def make_providers(config: Config, *, simulator_url: str) -> dict[str, Configure
         except ConfigError as error:
             faults += [f"{config.source}: {fault}" for fault in error.faults]
         else:
-            made[name] = ConfiguredProvider(speaking, limits, proxy=provider.proxy)
+            made[name] = ConfiguredProvider(
+                speaking,
+                limits,
+                proxy=provider.proxy,
+                takes_anchored=provider.continuation in ("auto", "anchored"),
+            )
     if faults:
         raise ConfigError(faults)
     return made
@@ -226,9 +290,11 @@ def _make_provider(name: str, config: ProviderConfig, simulator_url: str) -> Pro
         host=config.host,
         headers={key.lower(): value.reveal() for key, value in config.headers.items()},
         api_version=config.api_version,
+        continuation=config.continuation,
     )
     if config.kind == "simulator":
-        return OpenAI(ProviderOptions(name=name, base_url=config.base_url or simulator_url))
+        base_url = config.base_url or simulator_url
+        return OpenAI(ProviderOptions(name=name, base_url=base_url, continuation=config.continuation))
     return PROVIDERS[config.kind](options)
 
 
@@ -273,7 +339,7 @@ def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
     return {
         "middleware": [repr(middleware) for middleware in gateway.middlewares],
         "providers": [_describe_provider(name, provider) for name, provider in config.providers.items()],
-        "models": [f"{name} -> {', '.join(model.targets)}" for name, model in config.models.items()],
+        "models": [_describe_model(name, model) for name, model in config.models.items()],
         **({"without effect in this version": ignored} if (ignored := without_effect(config)) else {}),
     }
 
@@ -281,15 +347,27 @@ def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
 def without_effect(config: Config) -> list[str]:
     """Return the keys that are set to something this version does not do yet."""
     ignored = ["server.workers"] if config.server.workers > 1 else []
-    for name, model in config.models.items():
-        ignored += [f"models.{name}.strategy"] if model.strategy != "priority" else []
-        ignored += [f"models.{name}.hedge_after_s"] if model.hedge_after_s is not None else []
     return ignored + (["telemetry.otlp_endpoint"] if config.telemetry.otlp_endpoint else [])
 
 
 def _describe_provider(name: str, config: ProviderConfig) -> str:
     where = config.base_url or config.host or "its own address"
-    return f"{name}: {config.kind} at {where}, {'with' if config.api_key else 'without'} a key"
+    told = [f"{name}: {config.kind} at {where}", "with a key" if config.api_key else "without a key"]
+    if config.continuation != "auto":
+        told.append(f"continuation: {config.continuation}")
+    return ", ".join(told)
+
+
+def _describe_model(name: str, model: ModelConfig) -> str:
+    """Say where calls for a model go, and in the configuration's words what is not as it is by default."""
+    options: Sequence[tuple[str, object, object]] = (
+        ("strategy", model.strategy, "priority"),
+        ("weights", list(model.weights or ()), []),
+        ("on_interrupt", model.on_interrupt, "continue"),
+        ("hedge_after_s", model.hedge_after_s, None),
+    )
+    told = ", ".join(f"{key}: {value}" for key, value, default in options if value != default)
+    return f"{name} -> {', '.join(model.targets)}" + (f" ({told})" if told else "")
 
 
 def _check_address(config: Config, *, is_open: bool) -> None:

@@ -229,11 +229,19 @@ class SloConfig:
 
 @dataclass(frozen=True, slots=True)
 class TelemetryConfig:
-    """What is told about the streams, and to whom."""
+    """What is told about the streams, and to whom.
+
+    Traces go to the collector at ``otlp_endpoint``, with ``otlp_headers``: of the calls whose caller has not decided
+    that itself, ``trace_sample_ratio`` of them. No provider is told of a trace, not even of its caller's, unless
+    ``propagate_to_providers``: most are strangers, to whom it tells which calls belong together.
+    """
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] = "json"
     otlp_endpoint: BaseUrl | None = None
+    otlp_headers: Mapping[HeaderName, Secret] = field(default_factory=dict)
+    trace_sample_ratio: Annotated[float, Range(0, 1)] = 1.0
+    propagate_to_providers: bool = False
     slo: SloConfig = field(default_factory=SloConfig)
 
 

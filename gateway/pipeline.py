@@ -1,4 +1,4 @@
-"""The one signature of the chain, and how a chain is made of it. Nothing else.
+"""The one signature of the chain, how a chain is made of it, and what its parts may measure with. Nothing else.
 
 ``send`` is a plain function that takes what one read from the provider brought and returns at once. ``call_next`` is
 awaited and returns when the stream is complete; every other end is an exception. A middleware that only decides awaits
@@ -11,11 +11,14 @@ Pushing events through a plain function instead of five nested generators costs 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from gateway.core.call import Call
 from gateway.core.events import Event
+from gateway.core.meters import NO_METERS, Meters
+from gateway.core.progress import Slo
 
 Send: TypeAlias = Callable[[Sequence[Event]], None]
 """Takes a batch of events, returns at once. Raises ``ClientGone`` when nobody listens any more."""
@@ -25,6 +28,9 @@ Next: TypeAlias = Callable[[Call, Send], Awaitable[None]]
 
 DRAINED = "drained"
 """With this word a chain is cancelled whose gateway is stopping; without, it is the client who has left."""
+
+HEDGE_LOST = "hedge_lost"
+"""With this word an attempt is cancelled that was raced against another, and came second."""
 
 
 class Middleware(Protocol):
@@ -44,6 +50,61 @@ class Authenticator(Protocol):
 
     def authenticate(self, credential: str | None) -> str | None:
         """Return the client's id, ``None`` where no key is needed; raises ``Unauthorized``."""
+
+
+class LiveStream(Protocol):
+    """A call in flight, for who wants to see it."""
+
+    def shown(self) -> Mapping[str, object]:
+        """Return how it goes now, or how it ended: nothing of what was said, and no key."""
+
+    def drain(self) -> None:
+        """The gateway is stopping, and waits for it."""
+
+
+class LiveStreams(Protocol):
+    """The calls in flight. Each is told of when it begins and when it has ended."""
+
+    def begin(self, stream: LiveStream) -> None:
+        """A call has begun."""
+
+    def end(self, stream: LiveStream, *, is_kept: bool) -> None:
+        """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
+
+
+class NoLiveStreams:
+    """The table of calls that nobody looks at."""
+
+    __slots__ = ()
+
+    def begin(self, stream: LiveStream) -> None:
+        """Forget it."""
+
+    def end(self, stream: LiveStream, *, is_kept: bool) -> None:
+        """Forget it."""
+
+
+_NOBODY_LOOKS = NoLiveStreams()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What a part of the chain tells its observations to; left out, to nobody.
+
+    ``slo`` is what a stream must keep to count as good.
+    """
+
+    meters: Meters = NO_METERS
+    slo: Slo = field(default_factory=Slo)
+    live: LiveStreams = _NOBODY_LOOKS
+
+
+@runtime_checkable
+class Instrumented(Protocol):
+    """A middleware that has something to measure: it is asked once, before the chain is made, for one that does."""
+
+    def instrumented(self, telemetry: Telemetry) -> Middleware:
+        """Return the same middleware, telling ``telemetry`` what it sees."""
 
 
 def compose(middlewares: Sequence[Middleware], endpoint: Next) -> Next:

@@ -14,6 +14,7 @@ stops reading from the provider.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,8 +22,11 @@ from aiohttp import StreamReader
 
 from gateway.core.call import Flow
 
-Take = Callable[[bytes], bool]
-"""Takes what one read brought; returns whether that was all that is needed."""
+Take = Callable[[bytes, float], bool]
+"""Takes what one read brought, and when that was; returns whether it was all that is needed.
+
+The time is on the system's monotonic clock: the loop's own, with uvloop, moves on by whole milliseconds, between turns.
+"""
 
 
 async def relay(content: StreamReader, take: Take, flow: Flow, *, note_pause: Callable[[], None]) -> None:
@@ -39,7 +43,7 @@ async def relay(content: StreamReader, take: Take, flow: Flow, *, note_pause: Ca
 
 async def _pull(content: StreamReader, take: Take, flow: Flow, note_pause: Callable[[], None]) -> None:
     while data := await content.readany():
-        if take(data):
+        if take(data, time.monotonic()):
             return
         if flow.is_paused:
             await flow.wait()
@@ -66,7 +70,9 @@ async def _push(content: StreamReader, take: Take, flow: Flow, note_pause: Calla
 class _Sink:
     """Collects what one turn of the loop brought and passes it on at the turn's end."""
 
-    __slots__ = ("_flow", "_is_scheduled", "_loop", "_pieces", "_take", "has_ended", "is_open", "stopped")
+    __slots__ = (
+        "_arrived_at_s", "_flow", "_is_scheduled", "_loop", "_pieces", "_take", "has_ended", "is_open", "stopped",
+    )  # fmt: skip
 
     def __init__(self, take: Take, flow: Flow) -> None:
         self._take = take
@@ -74,6 +80,7 @@ class _Sink:
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
         self._is_scheduled = False
+        self._arrived_at_s = 0.0
         self.is_open = False
         self.has_ended = False
         self.stopped: asyncio.Future[Literal["ended", "enough", "paused"]] = self._loop.create_future()
@@ -81,6 +88,7 @@ class _Sink:
     def open(self, content: StreamReader) -> None:
         """Begin to pass on, with what has been buffered meanwhile."""
         self.stopped = self._loop.create_future()
+        self._arrived_at_s = time.monotonic()
         # Reading makes aiohttp feed what its parser had held back: behind what is buffered, so it is not passed on yet.
         while content.exception() is None and (buffered := content.read_nowait()):
             self._pieces.append(buffered)
@@ -107,6 +115,7 @@ class _Sink:
     def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
+            self._arrived_at_s = time.monotonic()
             self._loop.call_soon(self._pass_on)
 
     def end(self) -> None:
@@ -130,7 +139,7 @@ class _Sink:
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         try:
-            has_enough = self._take(data)
+            has_enough = self._take(data, self._arrived_at_s)
         except BaseException as error:  # noqa: BLE001, it travels on in the future
             self.is_open = False
             if not self.stopped.done():

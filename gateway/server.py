@@ -32,6 +32,7 @@ from gateway.core.errors import (
     unknown_model,
 )
 from gateway.core.events import Event, StreamStarted
+from gateway.core.ledger import Ledger, NoLedger
 from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
@@ -60,7 +61,10 @@ class ServerOptions:
 
 
 class Server:
-    """Handles requests. ``route`` finds where calls for a model may go, ``models`` lists what may be asked for."""
+    """Handles requests. ``route`` finds where calls for a model may go, ``models`` lists what may be asked for.
+
+    Every attempt that is made for one is settled in ``ledger``.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class Server:
         route: Callable[[str], Route],
         models: Sequence[str],
         options: ServerOptions,
+        ledger: Ledger = NoLedger(),  # noqa: B008, it has no state
     ) -> None:
         self._middlewares = middlewares
         self._authenticators = [item for item in middlewares if isinstance(item, Authenticator)]
@@ -77,8 +82,15 @@ class Server:
         self._route = route
         self._models = tuple(models)
         self._options = options
+        self._ledger = ledger
         self._started_unix_s = int(time.time())
         self._live: set[asyncio.Task[object]] = set()
+        self._streams: set[ClientStream] = set()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How much was written to clients that their sockets have not taken."""
+        return sum(stream.buffered_bytes for stream in self._streams)
 
     # --- endpoints
 
@@ -146,8 +158,9 @@ class Server:
             model=self._models[0] if self._models else "",
             credential=_credential(request),
             headers={key: value for key in FORWARDED_HEADERS if (value := request.headers.get(key))},
-            received_at_s=asyncio.get_running_loop().time(),
+            received_at_s=time.monotonic(),
             created_unix_s=int(time.time()),
+            ledger=self._ledger,
         )
         pipeline = self._pipeline
         try:
@@ -167,7 +180,7 @@ class Server:
         call = dialect.parse(await self._body(request), call)
         if call.stream and request.version < (1, 1):
             raise ClientError("streaming needs HTTP/1.1: without chunks a cut could not be told", status_code=505)
-        return replace(call, received_at_s=asyncio.get_running_loop().time(), route=self._route(call.model))
+        return replace(call, received_at_s=time.monotonic(), route=self._route(call.model))
 
     async def _body(self, request: web.Request) -> bytes:
         limit_bytes = request.client_max_size
@@ -186,7 +199,12 @@ class Server:
     async def _answer(self, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
         """Collect a whole answer and send it."""
         events: list[Event] = []
-        await _guarded(pipeline(call, events.extend), call)
+        try:
+            await _guarded(pipeline(call, events.extend), call)
+        except asyncio.CancelledError as error:
+            if error.args == (DRAINED,):
+                raise _stopping() from error
+            raise
         started = next((event for event in events if isinstance(event, StreamStarted)), None)
         headers = _target_headers(started)
         return web.Response(body=dialect.answer(call, events), content_type="application/json", headers=headers)
@@ -198,6 +216,7 @@ class Server:
             dialect.encoder(call), heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
         )
         call = replace(call, flow=stream)
+        self._streams.add(stream)
         work = asyncio.ensure_future(_guarded(pipeline(call, stream.send), call))
         work.add_done_callback(stream.wake)
         try:
@@ -209,10 +228,13 @@ class Server:
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):  # it is not the client who has left
                 work.cancel(DRAINED)
-                await stream.fail(GatewayStopping("the gateway is stopping before the answer is complete"))
+                if not stream.is_open:
+                    raise _stopping() from error
+                await stream.fail(_stopping())
             raise
         finally:
             stream.close()
+            self._streams.discard(stream)
             await _stop(work)
         return response
 
@@ -239,6 +261,10 @@ class Server:
         else:
             with suppress(ConnectionError):
                 await response.write_eof(stream.finish())
+
+
+def _stopping() -> GatewayStopping:
+    return GatewayStopping("the gateway is stopping before the answer is complete")
 
 
 async def _guarded(work: Awaitable[None], call: Call) -> None:

@@ -88,6 +88,16 @@ class ClientStream:
         """Whether there is something to write, so that an error can no longer be told by a status."""
         return bool(self._pending)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the response has begun, so that its status is fixed."""
+        return self._transport is not None
+
+    @property
+    def buffered_bytes(self) -> int:
+        """How much was written that the client's socket has not taken."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
     def wake(self, _: object = None) -> None:
         """The server need not wait any longer: the work has ended, or there is something to write."""
         if not self.committed.done():

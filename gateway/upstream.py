@@ -1,7 +1,8 @@
 """The one client: opens a provider's answer, feeds what is read to its decoder, sends the events on.
 
 One attempt is one call of ``Upstream``. It returns when the provider's own end marker was seen, and raises otherwise:
-whatever aiohttp, a socket or a clock has to say is translated here and travels no further.
+whatever aiohttp, a socket or a clock has to say is translated here and travels no further. Whatever ended it, it is
+settled once in the call's ledger.
 
 Nothing is sent before the first event that a user could see. A role, a ping or an empty delta is held back until then,
 so that an attempt which dies before its first token leaves no trace, whoever tries again.
@@ -15,25 +16,35 @@ from __future__ import annotations
 import asyncio
 import io
 import ssl
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from math import isfinite
+from typing import Self
 
 import aiohttp
 from msgspec import structs
 from yarl import URL
 
-from gateway.core.call import Call
+from gateway.core.call import Call, Target
+from gateway.core.delivery import AnswerComplete
 from gateway.core.errors import (
+    ClientGone,
+    GatewayError,
     StreamInterrupted,
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
+    UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
     unknown_model,
 )
-from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta
+from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
+from gateway.core.ledger import Result, Settlement
+from gateway.core.meters import NO_METERS, Gauge, Histogram, Meters, upstream_label
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
@@ -50,23 +61,78 @@ LARGE_BODY_BYTES = 512 * 1024
 SHOWN_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "openai-processing-ms", "openai-version")
 """Headers of a provider's answer that its client may see; all others stay here."""
 
-_VISIBLE = (*TOKEN_EVENTS, ChoiceFinished)
+_RATE_LIMITS = (
+    ("requests", "x-ratelimit-remaining-requests", "x-ratelimit-limit-requests"),
+    ("tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-limit-tokens"),
+    ("requests", "anthropic-ratelimit-requests-remaining", "anthropic-ratelimit-requests-limit"),
+    ("tokens", "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-limit"),
+)
+"""What is limited, and the headers that say how much of it is left, and of how much."""
+
+MAX_LEARNED_MODELS = 1024
 
 
 class ConfiguredProvider:
-    """A provider with its limits, and how many calls are with it now."""
+    """A provider with its limits, how many calls are with it now, and what was learned of its models.
 
-    def __init__(self, provider: Provider, limits: Limits, *, proxy: str | None = None) -> None:
+    ``takes_anchored`` says whether a model may be asked in words to go on with its answer.
+    """
+
+    def __init__(
+        self, provider: Provider, limits: Limits, *, proxy: str | None = None, takes_anchored: bool = True
+    ) -> None:
         self.provider = provider
         self.limits = limits
         self.proxy = proxy
+        self.takes_anchored = takes_anchored
         self.in_flight_count = 0
+        self._without_exact: set[str] = set()
+
+    def take(self, call: Call) -> None:
+        """Count a call in; raises ``UpstreamError`` for one that the target cannot be asked, or not now."""
+        self._check_way(call)
+        limit = self.limits.max_concurrency
+        if limit and self.in_flight_count >= limit:
+            raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
+        self.in_flight_count += 1
+
+    def _check_way(self, call: Call) -> None:
+        """Raise ``UpstreamRefused`` for a way of going on with an answer that the call's target does not know."""
+        continuation = call.continuation
+        way = continuation.way if continuation is not None else "restart"
+        if way == "exact":
+            is_known = call.target_model not in self._without_exact or _has_own_token(call)
+            if is_known and self.provider.continues(call):
+                return
+        elif way == "restart" or self.takes_anchored:
+            return
+        message = "the target does not go on with an answer that has begun"
+        raise UpstreamRefused(message, code="continuation_unsupported", refused="continuation")
+
+    def learn(self, call: Call, error: UpstreamError) -> None:
+        """Remember of a model that refused to go on exactly, though its kind should, that it does.
+
+        A token that was refused says nothing of that: it may have expired.
+        """
+        if call.continuation is None or call.continuation.way != "exact" or error.upstream_status not in (400, 422):
+            return
+        is_of_model = error.refused == "continuation" and not _has_own_token(call)
+        if is_of_model and len(self._without_exact) < MAX_LEARNED_MODELS:
+            self._without_exact.add(call.target_model)
+        error.refused = "continuation"  # whatever it is that it refused: another way may do
 
 
-def make_session() -> aiohttp.ClientSession:
+def _has_own_token(call: Call) -> bool:
+    """Whether the call's target has left a token itself for going on with the answer."""
+    checkpoint = call.continuation.checkpoint if call.continuation else None
+    return checkpoint is not None and checkpoint.target == str(call.target)
+
+
+def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
     """Return a session made for long streams; to be called inside the loop that will use it."""
+    keeping = {"keepalive_timeout": 30.0} if keeps_connections else {"force_close": True}
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, keepalive_timeout=30),
+        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, **keeping),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
@@ -75,30 +141,99 @@ def make_session() -> aiohttp.ClientSession:
     )
 
 
-class Upstream:
-    """The endpoint of the chain: one attempt at the call's target."""
+@dataclass(frozen=True, slots=True)
+class _Gauged:
+    """What is counted of the attempts at one target for one model, and of all."""
 
-    def __init__(self, providers: Mapping[str, ConfiguredProvider], session: aiohttp.ClientSession) -> None:
+    meters: Meters
+    upstream: str
+    in_flight: Gauge
+    ttft: Histogram
+    gap: Histogram
+    transit: Histogram
+    request: Histogram
+    first_token: Histogram
+
+    @classmethod
+    def of(cls, meters: Meters, model: str, upstream: str) -> Self:
+        """Bind what is counted, once for all attempts."""
+        return cls(
+            meters,
+            upstream,
+            in_flight=meters.gauge("millrace_upstream_inflight", upstream),
+            ttft=meters.histogram("millrace_upstream_ttft_seconds", upstream, model),
+            gap=meters.histogram("millrace_chunk_gap_seconds", model, upstream),
+            transit=meters.histogram("millrace_chunk_transit_seconds"),
+            request=meters.histogram("millrace_overhead_seconds", "request"),
+            first_token=meters.histogram("millrace_overhead_seconds", "first_token"),
+        )
+
+    def note_limits(self, headers: Mapping[str, str]) -> None:
+        """Show what the provider says is left of its limits."""
+        for resource, remaining, limit in _RATE_LIMITS:
+            left = headers.get(remaining)
+            if left is not None and (ratio := _ratio(left, headers.get(limit, ""))) is not None:
+                self.meters.gauge("millrace_upstream_ratelimit_remaining_ratio", self.upstream, resource).set(ratio)
+
+
+class Upstream:
+    """The endpoint of the chain: one attempt at the call's target.
+
+    ``fresh`` is a session that keeps no connections, for who was failed by one that had been kept. ``meters`` are told
+    how fast providers are, and what the gateway adds to that.
+    """
+
+    def __init__(
+        self,
+        providers: Mapping[str, ConfiguredProvider],
+        session: aiohttp.ClientSession,
+        fresh: aiohttp.ClientSession | None = None,
+        *,
+        meters: Meters = NO_METERS,
+    ) -> None:
         self._providers = providers
         self._session = session
+        self._fresh = fresh or session
+        self._meters = meters
+        self._gauged: dict[tuple[str, str], _Gauged] = {}
 
     async def __call__(self, call: Call, send: Send) -> None:
         """Relay the target's answer to ``send``; raises ``UpstreamError`` for every end that is not its own."""
-        if call.target is None:
-            raise unknown_model(call.model)
-        upstream = self._providers[call.target.provider]
-        limit = upstream.limits.max_concurrency
-        if limit and upstream.in_flight_count >= limit:
-            raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
-        upstream.in_flight_count += 1
-        attempt = _Attempt(call, send, upstream)
+        target = call.target
+        if target is None:  # a chain in which nobody chooses has its route's first
+            if not call.route.targets:
+                raise unknown_model(call.model)
+            target = call.route.targets[0]
+            call = replace(call, target=target)
+        upstream, gauged = self._providers[target.provider], self._gauge(call, target)
+        attempt = _Attempt(call, target, send, upstream, gauged)
+        failure: BaseException | None = None
         try:
-            await attempt.run(self._session)
+            upstream.take(call)
+            gauged.in_flight.inc()
+            try:
+                await attempt.run(self._fresh if call.is_fresh else self._session)
+            finally:
+                upstream.in_flight_count -= 1
+                gauged.in_flight.inc(-1)
         except UpstreamError as error:
-            error.target, error.attempt, error.was_sent = call.target, call.attempt, attempt.has_sent
+            failure = error
+            error.target, error.attempt, error.was_sent = target, call.attempt, attempt.has_sent
+            upstream.learn(call, error)
+            raise
+        except BaseException as error:
+            failure = error
             raise
         finally:
-            upstream.in_flight_count -= 1
+            attempt.settle(failure)
+            del failure  # its traceback has this frame, which would keep it, and it the call
+
+    def _gauge(self, call: Call, target: Target) -> _Gauged:
+        model, upstream = call.route.name, upstream_label(call.route, target)
+        found = self._gauged.get((model, upstream))
+        if found is None:
+            found = self._gauged[model, upstream] = _Gauged.of(self._meters, model, upstream)
+        return found
 
 
 class _Attempt:
@@ -107,6 +242,8 @@ class _Attempt:
     __slots__ = (
         "_call",
         "_decoder",
+        "_first_token_at_s",
+        "_gauged",
         "_headers",
         "_held",
         "_is_whole",
@@ -114,17 +251,30 @@ class _Attempt:
         "_provider",
         "_proxy",
         "_send",
+        "_started_at_s",
+        "_target",
+        "_usage",
         "_watch",
         "has_sent",
     )
 
-    def __init__(self, call: Call, send: Send, upstream: ConfiguredProvider) -> None:
+    def __init__(self, call: Call, target: Target, send: Send, upstream: ConfiguredProvider, gauged: _Gauged) -> None:
         self._call = call
+        self._target = target
         self._send = send
+        self._gauged = gauged
+        self._started_at_s: float | None = None
+        self._first_token_at_s: float | None = None
+        self._usage: Usage | None = None
         self._provider = upstream.provider
         self._proxy = upstream.proxy
         self._limits = upstream.limits
-        self._watch = Watch(upstream.limits, is_stream=call.stream, flow=call.flow)
+        self._watch = Watch(
+            upstream.limits,
+            is_stream=call.stream,
+            flow=call.flow,
+            asked_at_s=call.received_at_s or None,
+        )
         self._decoder: Decoder | None = None
         self._held: list[Event] = []
         self.has_sent = False
@@ -148,6 +298,7 @@ class _Attempt:
         """Send the request and yield its answer; a connection that is left before the last byte is aborted."""
         request = self._provider.request(self._call)
         body = request.body if len(request.body) < LARGE_BODY_BYTES else io.BytesIO(request.body)
+        self._note_begin()
         with _translated():
             response = await session.post(
                 URL(request.url, encoded=True),
@@ -158,11 +309,18 @@ class _Attempt:
                 proxy=self._proxy,
             )
             try:
+                self._gauged.note_limits(response.headers)
                 if response.status >= 300:
                     raise self._refusal(response, await _read_at_most(response, MAX_ERROR_BYTES))
                 yield response
             finally:
                 _let_go(response, is_whole=self._is_whole)
+
+    def _note_begin(self) -> None:
+        """The request is about to be written; until that of the first attempt all time was the gateway's own."""
+        now_s = self._started_at_s = time.monotonic()
+        if self._call.attempt == 1 and self._call.received_at_s:
+            self._gauged.request.observe(now_s - self._call.received_at_s)
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
         status = response.status
@@ -176,7 +334,7 @@ class _Attempt:
         decoder = self._decoder = self._provider.decoder(self._call)
         with suppress(aiohttp.ClientError, OSError):
             await relay(
-                response.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_progress
+                response.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_pause
             )
         self._finish(decoder)
 
@@ -194,32 +352,47 @@ class _Attempt:
                 return
         raise self._late() from error
 
-    def _take(self, decoder: Decoder, data: bytes) -> bool:
+    def _take(self, decoder: Decoder, data: bytes, arrived_at_s: float) -> bool:
         """Pass on what one read brought; returns whether the answer is complete."""
         events = decoder.feed(data)
         if events:
             if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
-                self._watch.note_progress()
+                self._gauged.gap.observe(self._watch.note_progress(arrived_at_s))
                 self._send(events)
-            else:
-                self._pass_on(events)
+                self._gauged.transit.observe(time.monotonic() - arrived_at_s)
+                return decoder.is_complete
+            self._pass_on(events, arrived_at_s)
+        if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
+            self._watch.note_progress(arrived_at_s)
         return decoder.is_complete
 
-    def _pass_on(self, events: list[Event]) -> None:
+    def _pass_on(self, events: list[Event], arrived_at_s: float) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
-        if any(isinstance(event, _VISIBLE) for event in events):
-            self._watch.note_progress()
-        elif not self.has_sent:
+        gauged, is_first = self._gauged, not self.has_sent
+        has_tokens = any(isinstance(event, TOKEN_EVENTS) for event in events)
+        if has_tokens:
+            gauged.gap.observe(self._watch.note_progress(arrived_at_s))
+        elif any(isinstance(event, ChoiceFinished) for event in events):
+            self._watch.note_progress(arrived_at_s)
+        elif is_first:
             self._held += events
             return
-        if self.has_sent:
-            self._send(events)
-        else:
+        if is_first and has_tokens:
+            gauged.ttft.observe(arrived_at_s - (self._started_at_s or arrived_at_s))
+        if is_first:
             self._flush(events)
+        else:
+            self._send(events)
+        transit_s = time.monotonic() - arrived_at_s
+        gauged.transit.observe(transit_s)
+        if is_first and has_tokens and self._call.continuation is None:
+            gauged.first_token.observe(transit_s)
 
     def _flush(self, events: Sequence[Event]) -> None:
         """Send what was held back and ``events``; the start gets the headers that a client may see."""
-        self.has_sent = True
+        if not self.has_sent:
+            self.has_sent = True
+            self._note_first_token()
         batch = [
             structs.replace(event, headers=self._headers) if isinstance(event, StreamStarted) else event
             for event in (*self._held, *events)
@@ -232,7 +405,40 @@ class _Attempt:
         body = await _read_at_most(response, MAX_ANSWER_BYTES + 1)
         if len(body) > MAX_ANSWER_BYTES:
             raise malformed(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        self._flush(with_usage(self._call, self._provider.answer(self._call, body)))
+        events = with_usage(self._call, self._provider.answer(self._call, body))
+        self._usage = next((event.usage for event in reversed(events) if isinstance(event, UsageReported)), None)
+        self._flush(events)
+
+    def _note_first_token(self) -> None:
+        now_s = self._first_token_at_s = time.monotonic()
+        self._call.ledger.note_first_token(self._target, self._call.attempt, now_s - (self._started_at_s or now_s))
+
+    def settle(self, failure: BaseException | None) -> None:
+        """Account for the attempt, now that it has ended; one whose request was never sent is none."""
+        if self._started_at_s is None:
+            return
+        call = self._call
+        result, reason = _result_of(failure)
+        error = failure if isinstance(failure, GatewayError) and result == "failed" else None
+        call.ledger.settle(
+            Settlement(
+                request_id=call.request_id,
+                attempt=call.attempt,
+                target=self._target,
+                model=call.route.name,
+                result=result,
+                started_at_s=self._started_at_s,
+                ended_at_s=time.monotonic(),
+                first_token_at_s=self._first_token_at_s,
+                way=call.continuation.way if call.continuation else None,
+                usage=self._decoder.usage if self._decoder is not None else self._usage,
+                is_delivered=self.has_sent,
+                error_type=error.error_type if error else None,
+                code=error.code if error else None,
+                http_status=error.upstream_status if isinstance(error, UpstreamError) else None,
+                reason=reason,
+            )
+        )
 
     def _late(self) -> UpstreamError:
         """Return the error for the limit that has run out."""
@@ -244,9 +450,27 @@ class _Attempt:
             message = f"the provider sent no further token for {self._limits.stall_timeout_s:g} s"
         else:
             message = f"the answer was not complete after {self._limits.total_timeout_s:g} s"
+        retryable = limit != "total"  # there is no time left for another attempt
         if self.has_sent:
-            return StreamInterrupted(message, code=code, status_code=504, error_type="read_timeout")
-        return UpstreamTimeout(message, code=code)
+            return StreamInterrupted(
+                message, code=code, status_code=504, error_type="read_timeout", retryable=retryable
+            )
+        return UpstreamTimeout(message, code=code, retryable=retryable)
+
+
+def _result_of(failure: BaseException | None) -> tuple[Result, str]:
+    """Return how an attempt ended, and the word for what cancelled it."""
+    match failure:
+        case None:
+            return "completed", ""
+        case asyncio.CancelledError(args=(str(word),)):
+            return "cancelled", word
+        case ClientGone() | asyncio.CancelledError():
+            return "cancelled", "client_gone"
+        case AnswerComplete():
+            return "cancelled", "enough"
+        case _:
+            return "failed", ""
 
 
 async def _read_at_most(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
@@ -303,6 +527,15 @@ def _abort(response: aiohttp.ClientResponse) -> None:
     response.close()
 
 
+def _ratio(remaining: str, limit: str) -> float | None:
+    """Return how much of a limit is left; ``None`` if what the provider says makes no sense."""
+    try:
+        left, whole = float(remaining), float(limit)
+    except ValueError:
+        return None
+    return min(1.0, max(0.0, left / whole)) if whole > 0 and isfinite(left) and isfinite(whole) else None
+
+
 def _headers(response: aiohttp.ClientResponse) -> Mapping[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
 
@@ -325,7 +558,8 @@ def _translated() -> Iterator[None]:
     except aiohttp.ClientConnectorError as error:
         raise UpstreamUnreachable("no connection to the provider could be made") from error
     except aiohttp.ServerTimeoutError as error:
-        raise UpstreamTimeout("no connection to the provider could be made in time", code="connect_timeout") from error
+        message = "no connection to the provider could be made in time"
+        raise UpstreamTimeout(message, code="connect_timeout", error_type="connect") from error
     except aiohttp.InvalidURL as error:
         raise UpstreamUnreachable("the provider's address is not a URL", retryable=False) from error
     except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:

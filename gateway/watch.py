@@ -10,6 +10,7 @@ not read from, because its client takes no more, is not late at all.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
@@ -33,11 +34,13 @@ class Limits:
 class Watch:
     """An async context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
 
-    ``is_stream`` is false for an answer that is wanted whole: it has no tokens to watch, only a total. While ``flow``
-    is paused no token is waited for.
+    ``is_stream`` is false for an answer that is asked for whole: it has no tokens to watch, only a total. While
+    ``flow`` is paused no token is waited for. The total counts from ``asked_at_s``, when the client asked, over all
+    attempts; a body is not begun when those before it have used that up.
     """
 
     __slots__ = (
+        "_asked_at_s",
         "_began_at_s",
         "_flow",
         "_handle",
@@ -49,22 +52,38 @@ class Watch:
         "expired",
     )
 
-    def __init__(self, limits: Limits, *, is_stream: bool, flow: Flow) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        is_stream: bool,
+        flow: Flow,
+        asked_at_s: float | None = None,
+    ) -> None:
         self._limits = limits
         self._is_stream = is_stream
         self._flow = flow
         self._loop = asyncio.get_running_loop()
         self._began_at_s = self._loop.time()
+        self._asked_at_s = self._began_at_s if asked_at_s is None else asked_at_s
         self._progress_at_s: float | None = None
         self._scope = asyncio.timeout(None)
         self._handle: asyncio.TimerHandle | None = None
         self.expired: Limit | None = None
 
-    def note_progress(self) -> None:
-        """A token has come, or the client has been waited for."""
-        self._progress_at_s = self._loop.time()
+    def note_progress(self, at_s: float) -> float:
+        """A token came then; returns how long after the one before, or after the client was waited for: -1 if none."""
+        before_s, self._progress_at_s = self._progress_at_s, at_s
+        return -1.0 if before_s is None else at_s - before_s
+
+    def note_pause(self) -> None:
+        """The client has been waited for."""
+        self._progress_at_s = time.monotonic()
 
     async def __aenter__(self) -> Self:
+        if self._loop.time() >= self._asked_at_s + self._limits.total_timeout_s:
+            self.expired = "total"
+            raise TimeoutError
         await self._scope.__aenter__()
         self._look()
         return self
@@ -78,7 +97,7 @@ class Watch:
 
     def _look(self) -> None:
         if self._progress_at_s is not None and self._flow.is_paused:
-            self.note_progress()
+            self.note_pause()
         limit, due_at_s = self._next_due()
         now_s = self._loop.time()
         if now_s >= due_at_s:
@@ -88,12 +107,12 @@ class Watch:
             self._handle = self._loop.call_at(min(due_at_s, now_s + self._limits.stall_timeout_s), self._look)
 
     def _next_due(self) -> tuple[Limit, float]:
-        limits, began_at_s = self._limits, self._began_at_s
-        total_at_s = began_at_s + limits.total_timeout_s
+        limits = self._limits
+        total_at_s = self._asked_at_s + limits.total_timeout_s
         if not self._is_stream:
             return "total", total_at_s
         if self._progress_at_s is None:
-            token: tuple[Limit, float] = ("ttft", began_at_s + limits.ttft_timeout_s)
+            token: tuple[Limit, float] = ("ttft", self._began_at_s + limits.ttft_timeout_s)
         else:
             token = ("stall", self._progress_at_s + limits.stall_timeout_s)
         return token if token[1] < total_at_s else ("total", total_at_s)

@@ -91,6 +91,10 @@ telemetry:
   log_level: debug
   log_format: console
   otlp_endpoint: http://localhost:4318
+  otlp_headers:
+    x-tenant: ${{TOKEN}}
+  trace_sample_ratio: 0.25
+  propagate_to_providers: yes
   slo:
     ttft_s: 1
     tpot_s: 0.2
@@ -135,6 +139,9 @@ BREAKS = {
     "telemetry.log_level": ("  log_level: debug", "  log_level: 5"),
     "telemetry.log_format": ("  log_format: console", "  log_format: off"),
     "telemetry.otlp_endpoint": ("  otlp_endpoint: http://localhost", "  otlp_endpoint: localhost"),
+    "telemetry.otlp_headers.x-tenant": ("    x-tenant: ${TOKEN}", "    x-tenant: 5"),
+    "telemetry.trace_sample_ratio": ("  trace_sample_ratio: 0.25", "  trace_sample_ratio: 25"),
+    "telemetry.propagate_to_providers": ("  propagate_to_providers: yes", "  propagate_to_providers: none"),
     "telemetry.slo.ttft": ("    ttft_s: 1", "    ttft: 1"),
     "telemetry.slo.tpot_s": ("    tpot_s: 0.2", "    tpot_s: 0.0"),
     "telemetry.slo.max_gap_s": ("    max_gap_s: 3\n", "    max_gap_s: 3\n    max_gap_s: 3\n"),
@@ -239,7 +246,10 @@ def test_a_file_with_every_key_is_read_as_written() -> None:
         MiddlewareConfig("middleware.auth.Auth", {"keys": ({"id": "web", "sha256": DIGEST},)}),
     )
     slo = SloConfig(1.0, 0.2, 3.0)
-    assert config.telemetry == TelemetryConfig("debug", "console", "http://localhost:4318", slo)
+    headers = {"x-tenant": Secret("t0ken")}
+    assert config.telemetry == TelemetryConfig(
+        "debug", "console", "http://localhost:4318", headers, 0.25, propagate_to_providers=True, slo=slo
+    )
     assert config.source == "millrace.yaml"
 
 
@@ -276,7 +286,15 @@ def test_defaults_are_those_that_are_promised() -> None:
         "continuation": "auto",
     }
     assert config.models["chat"] == ModelConfig(("openai/gpt-5-mini",), "priority", "continue", None, None)
-    assert config.telemetry == TelemetryConfig("info", "json", None, SloConfig(2.0, 0.1, 2.0))
+    assert dataclasses.asdict(config.telemetry) == {
+        "log_level": "info",
+        "log_format": "json",
+        "otlp_endpoint": None,
+        "otlp_headers": {},
+        "trace_sample_ratio": 1.0,
+        "propagate_to_providers": False,
+        "slo": {"ttft_s": 2.0, "tpot_s": 0.1, "max_gap_s": 2.0},
+    }
     assert [entry.use for entry in config.middleware] == [
         "middleware.observe.Observe",
         "middleware.auth.Auth",

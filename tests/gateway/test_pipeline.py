@@ -8,7 +8,7 @@ import pytest
 from gateway.core.call import Call
 from gateway.core.errors import ClientGone, Unauthorized, UpstreamFailed
 from gateway.core.events import Event, TextDelta
-from gateway.pipeline import Authenticator, Middleware, Next, Send, compose
+from gateway.pipeline import Authenticator, Instrumented, Middleware, Next, Send, Telemetry, compose
 
 CALL = Call(request_id="r1")
 
@@ -118,3 +118,34 @@ def test_middleware_that_knows_the_clients_is_found() -> None:
 
     middlewares: list[Middleware] = [Note("a", []), Door()]
     assert [isinstance(one, Authenticator) for one in middlewares] == [False, True]
+
+
+def test_middleware_that_measures_is_found() -> None:
+    """Whoever makes the chain asks it for one that does."""
+
+    class Counted:
+        def instrumented(self, telemetry: Telemetry) -> Middleware:  # noqa: ARG002, the signature
+            return self
+
+        def __call__(self, call: Call, send: Send, call_next: Next) -> Awaitable[None]:
+            return call_next(call, send)
+
+    middlewares: list[Middleware] = [Note("a", []), Counted()]
+    assert [isinstance(one, Instrumented) for one in middlewares] == [False, True]
+
+
+def test_what_is_told_to_no_telemetry_is_forgotten() -> None:
+    """A chain of one's own needs none."""
+
+    class Stream:
+        def shown(self) -> dict[str, object]:
+            return {}
+
+        def drain(self) -> None:
+            pass
+
+    telemetry, stream = Telemetry(), Stream()
+    telemetry.live.begin(stream)
+    telemetry.live.end(stream, is_kept=True)
+    telemetry.meters.counter("millrace_spans_dropped_total").inc()
+    assert (telemetry.slo.ttft_s, telemetry.slo.tpot_s, telemetry.slo.max_gap_s) == (2.0, 0.1, 2.0)

@@ -1,8 +1,9 @@
 """Both ways of reading a response, pushed and pulled, on real connections."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 import pytest
@@ -63,7 +64,7 @@ def ignore() -> None:
 def into(got: list[bytes]) -> push.Take:
     """Return a taker that keeps what it is given, and never has enough."""
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         got.append(data)
         return False
 
@@ -86,6 +87,41 @@ async def test_a_body_that_ends_is_passed_on_whole(way: str) -> None:
     assert b"".join(got) == b"".join(pieces)
 
 
+async def test_every_piece_has_the_time_at_which_it_came(way: str) -> None:
+    """On a clock that goes on within a turn of the loop; also what had come before the reading, or behind a pause."""
+    tap, came = Tap(), list[tuple[bytes, float]]()
+
+    def take(data: bytes, arrived_at_s: float) -> bool:
+        came.append((data, time.monotonic() - arrived_at_s))
+        time.sleep(0.02)
+        tap.turn(is_open=data != b"two")
+        return False
+
+    script: list[Step] = [STREAM + chunk(b"one"), 0.05, chunk(b"two"), 0.05, chunk(b"three"), 0.05, chunk(b"four"), END]
+    async with answered(*script) as response:
+        reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=ignore))
+        await asyncio.sleep(0.3)
+        tap.turn(is_open=True)
+        await reading
+    assert b"".join(data for data, _ in came) == b"onetwothreefour", way
+    assert all(0 <= age_s < 0.02 for _, age_s in came)
+
+
+async def test_what_came_with_the_break_has_the_time_of_the_reading(way: str) -> None:
+    """Nobody was told of it when it came."""
+    ages_s: list[float] = []
+
+    def take(_: bytes, arrived_at_s: float) -> bool:
+        ages_s.append(time.monotonic() - arrived_at_s)
+        return False
+
+    async with answered(STREAM + chunk(b"last words"), "rst") as response:
+        await asyncio.sleep(0.05)
+        with suppress(aiohttp.ClientError, OSError):
+            await relay(response.content, take, OpenFlow(), note_pause=ignore)
+    assert all(0 <= age_s < 0.05 for age_s in ages_s), way
+
+
 async def test_what_had_come_before_the_reading_is_passed_on(way: str) -> None:
     """A body that has arrived with its head, end and all, is not waited for."""
     got: list[bytes] = []
@@ -99,7 +135,7 @@ async def test_reading_stops_when_there_is_enough(way: str) -> None:
     """A taker that has enough is not given more, though the connection stays open."""
     got: list[bytes] = []
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         got.append(data)
         return True
 
@@ -121,7 +157,7 @@ async def test_a_connection_that_breaks_raises_behind_its_last_bytes(way: str, e
 async def test_what_the_taker_raises_travels_out(way: str) -> None:
     """An error of the taker ends the reading."""
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         raise LookupError(data)
 
     async with answered(STREAM + chunk(b"bad"), "stall") as response:
@@ -133,7 +169,7 @@ async def test_what_the_taker_raises_travels_out(way: str) -> None:
 async def test_a_cancelled_reading_leaves_an_ordinary_reader(way: str) -> None:
     """Afterwards the response can be read the public way."""
     async with answered(STREAM + chunk(b"one"), 0.2, chunk(b"two") + END) as response:
-        reading = asyncio.ensure_future(relay(response.content, lambda _: False, OpenFlow(), note_pause=ignore))
+        reading = asyncio.ensure_future(relay(response.content, lambda *_: False, OpenFlow(), note_pause=ignore))
         await asyncio.sleep(0.1)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -147,7 +183,7 @@ async def test_nothing_is_passed_on_while_the_flow_is_paused(way: str) -> None:
     tap, pauses = Tap(), list[int]()
     got: list[bytes] = []
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         got.append(data)
         tap.turn(is_open=False)
         return False
@@ -168,7 +204,7 @@ async def test_a_paused_reading_takes_little_from_its_provider(way: str) -> None
     """Behind a closed tap the reader fills up to its limit, and then the provider cannot write any more."""
     tap, got = Tap(), list[int]()
 
-    def take(data: bytes) -> bool:
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         got.append(len(data))
         tap.turn(is_open=False)
         return False

@@ -558,9 +558,10 @@ async def test_a_stream_over_http_1_0_is_refused(make_gateway: MakeGateway) -> N
     refused = await exchange(gateway.url, request(PATH, chat(), version="1.0"))
     assert refused.status == 505
     assert refused.error["message"]
+    assert gateway.simulator.requests == []
     whole = await exchange(gateway.url, request(PATH, chat(stream=False), version="1.0"))
     assert whole.status == 200
-    assert not [one for one in gateway.simulator.requests if one.is_stream]
+    assert whole.json["choices"][0]["finish_reason"] == "stop"
 
 
 # --- who leaves
@@ -592,6 +593,9 @@ async def test_a_client_that_leaves_mid_stream_frees_the_provider_within_a_secon
     (line,) = [line for line in logs if line["event"] == "stream.finished"]
     assert line["outcome"] == "client_aborted"
     assert line["delta_count"] == 2
+    (settled,) = [line for line in logs if line["event"] == "attempt.settled"]
+    assert (settled["result"], settled["reason"]) == ("cancelled", "client_gone")
+    assert (settled["request_id"], settled["usage_source"]) == (line["request_id"], "estimated")
 
 
 @pytest.mark.parametrize("path", [PATH, "/api/chat/stream"])
@@ -611,6 +615,8 @@ async def test_a_client_that_leaves_during_the_prefill_frees_the_provider_within
                 await asyncio.sleep(0.05)
     (line,) = [line for line in logs if line["event"] == "stream.finished"]
     assert line["outcome"] == "client_aborted"
+    (settled,) = [line for line in logs if line["event"] == "attempt.settled"]
+    assert (settled["result"], settled["reason"], settled["is_delivered"]) == ("cancelled", "client_gone", False)
 
 
 async def test_a_client_that_leaves_is_noticed_by_the_simulator(make_gateway: MakeGateway) -> None:

@@ -15,13 +15,15 @@ from gateway.core.errors import ClientGone
 from gateway.core.events import ProviderExtra, StreamStarted, TextDelta
 from gateway.dialects import DIALECTS
 from gateway.simulator import Script
-from gateway.stream import ClientStream
+from gateway.stream import HIGH_WATER_BYTES, ClientStream
 from tests.conftest import MakeGateway
+from tests.exposition import scrape
 from tests.raw_client import RawClient, chat, connected, exchange, parse, request
 from tests.scripted_upstream import (
     DONE,
     END,
     FINISH,
+    PING,
     ROLE,
     STREAM,
     ScriptedUpstream,
@@ -123,6 +125,47 @@ async def test_an_error_behind_a_heartbeat_is_told_in_the_stream(make_gateway: M
     assert not found.is_whole
 
 
+@pytest.mark.parametrize("has_text", [False, True], ids=["ttft", "stall"])
+async def test_a_provider_that_only_pings_is_bridged_until_its_time_is_up(
+    make_gateway: MakeGateway, *, has_text: bool
+) -> None:
+    """Its pings are none of the client's: that hears the gateway's own, and then the truth."""
+    pings: list[Step] = [step for _ in range(60) for step in (chunk(PING), 0.02)]
+    async with ScriptedUpstream([STREAM + chunk(ROLE, *([text("a")] if has_text else [])), *pings]) as upstream:
+        config = config_over(upstream, server={"heartbeat_s": 0.1})
+        config["providers"]["up"] |= {"ttft_timeout_s": 0.55, "stall_timeout_s": 0.55}
+        gateway = await make_gateway(config=config)
+        found = await exchange(gateway.url, request(PATH, chat()))
+    assert 3 <= found.body.count(BEAT) <= 5
+    assert list(texts_of(found.body)) == (["a"] if has_text else [])
+    code = b"stall_timeout" if has_text else b"ttft_timeout"
+    assert found.body.index(BEAT) < found.body.index(b'"code":"%b"' % code)
+    assert b"ping" not in found.body
+    assert not found.is_whole
+
+
+async def test_a_seam_is_bridged_as_any_other_pause(make_gateway: MakeGateway) -> None:
+    """The client hears that somebody lives while another attempt is made, and while that one is silent."""
+    begun, again = "It was a dark and ", "stormy night, and the rain fell in torrents"
+    rest = chunk(text(again, "; except at times."), FINISH, DONE) + END
+    async with (
+        ScriptedUpstream([STREAM + chunk(ROLE, text(begun, again)), "stall"]) as stalled,
+        ScriptedUpstream([STREAM + chunk(ROLE), 0.5, rest]) as good,
+    ):
+        config = config_over(stalled, good, server={"heartbeat_s": 0.15})
+        config["providers"]["up"] |= {"stall_timeout_s": 0.4}
+        config["middleware"].append({"use": "middleware.resume.Resume", "max_attempts": 1})
+        gateway = await make_gateway(config=config)
+        found = await exchange(gateway.url, request(PATH, chat()))
+    before, seam, behind = found.body.partition(b": millrace continued")
+    assert seam
+    assert before.count(BEAT) >= 4
+    assert BEAT not in behind
+    assert "".join(texts_of(found.body)) == begun + again + "; except at times."
+    assert found.body.endswith(DONE)
+    assert found.is_whole
+
+
 async def test_nothing_beats_behind_the_end(make_gateway: MakeGateway) -> None:
     """Neither after a good end, on a connection that stays open, nor after a bad one."""
     async with ScriptedUpstream(complete("a")) as upstream:
@@ -213,6 +256,28 @@ async def test_a_client_that_reads_slowly_gets_everything(make_gateway: MakeGate
     found = parse(b"".join(pieces))
     assert found.is_whole
     assert list(texts_of(found.body)) == BIG
+
+
+async def test_what_a_slow_client_has_not_taken_is_counted_and_so_is_its_pause(make_gateway: MakeGateway) -> None:
+    """Bytes that are waiting, for as long as they do; and no provider is blamed for the time."""
+    async with ScriptedUpstream(big_script(), has_small_buffers=True) as upstream:
+        config = config_over(upstream, telemetry={"slo": {"max_gap_s": 0.3}})
+        gateway = await make_gateway(config=config)
+        async with narrow_client(gateway.url) as client:
+            await client.send(request(PATH, chat(), connection="close"))
+            await asyncio.sleep(0.8)
+            waiting = await scrape(gateway.admin_url)
+            while await asyncio.wait_for(client.reader.read(65536), 5):
+                pass
+        await asyncio.sleep(0.3)
+        found = await scrape(gateway.admin_url)
+    assert waiting.total("millrace_stream_buffered_bytes") > HIGH_WATER_BYTES
+    assert waiting.total("millrace_client_backpressure_seconds_count") == 0
+    assert found.total("millrace_stream_buffered_bytes") == 0
+    assert found.total("millrace_client_backpressure_seconds_sum") > 0.5
+    assert found.by("outcome", "millrace_requests_total") == {"completed": 1}
+    assert found.total("millrace_stalls_total") == 0
+    assert found.total("millrace_slo_streams_total", objective="smooth", met="true") == 1
 
 
 async def test_a_client_that_leaves_while_it_was_waited_for_frees_the_provider(make_gateway: MakeGateway) -> None:

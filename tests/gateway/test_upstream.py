@@ -1,18 +1,24 @@
 import asyncio
 import socket
+import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import aiohttp
 import pytest
 import uvloop
 
-from gateway.core.call import OPENAI_CHAT, Call, Flow, Message, Source, Target, TextPart
+from gateway.core.call import OPENAI_CHAT, Call, Message, Route, Source, Target, TextPart, ToolCall
+from gateway.core.continuation import Checkpoint, Continuation, Way
+from gateway.core.delivery import AnswerComplete
 from gateway.core.errors import (
     ClientGone,
+    GatewayError,
+    InvalidRequest,
     StreamInterrupted,
     UnknownModel,
     UpstreamBusy,
@@ -22,11 +28,18 @@ from gateway.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.core.events import ChoiceFinished, Event, StreamStarted, TextDelta, UsageReported
-from gateway.providers.base import ProviderOptions
+from gateway.core.events import ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
+from gateway.core.ledger import Settlement
+from gateway.pipeline import DRAINED, HEDGE_LOST
+from gateway.providers.anthropic import Anthropic
+from gateway.providers.base import Provider, ProviderOptions
 from gateway.providers.compatible import OpenAICompatible
+from gateway.providers.google import Google
+from gateway.telemetry.meters import Meters
+from gateway.telemetry.slab import Slab
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
 from gateway.watch import Limits
+from tests.exposition import Exposition
 from tests.scripted_upstream import (
     CLOSE_DELIMITED,
     DONE,
@@ -55,36 +68,63 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 @dataclass
 class Relay:
-    """An ``Upstream`` over one provider, and what it has sent so far."""
+    """An ``Upstream`` over one provider, what it has sent and counted, and the ledger in which it settles."""
 
     url: str
     limits: Limits = PATIENT
+    make: Callable[[ProviderOptions], Provider] = OpenAICompatible
+    host: str | None = None
+    continuation: Literal["auto", "exact", "anchored", "off"] = "auto"
     events: list[Event] = field(default_factory=list)
     batches: list[list[Event]] = field(default_factory=list)
+    settled: list[Settlement] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     session: aiohttp.ClientSession | None = None
     on_send: Callable[[Sequence[Event]], None] | None = None
+    slab: Slab = field(default_factory=Slab.create)
 
     async def __aenter__(self) -> Self:
         self.session = self.session or make_session()
-        options = ProviderOptions(name="up", base_url=self.url, api_key=KEY)
-        self.provider = ConfiguredProvider(OpenAICompatible(options), self.limits)
-        self.upstream = Upstream({"up": self.provider}, self.session)
+        self.fresh = make_session(keeps_connections=False)
+        options = ProviderOptions(
+            name="up", base_url=self.url, api_key=KEY, host=self.host, continuation=self.continuation
+        )
+        takes_anchored = self.continuation in ("auto", "anchored")
+        self.provider = ConfiguredProvider(self.make(options), self.limits, takes_anchored=takes_anchored)
+        self.upstream = Upstream({"up": self.provider}, self.session, self.fresh, meters=Meters(self.slab))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         assert self.session is not None
         await self.session.close()
+        await self.fresh.close()
 
     def send(self, events: Sequence[Event]) -> None:
         """Keep what comes."""
+        self.notes.append("sent")
         self.events += events
         self.batches.append(list(events))
         if self.on_send is not None:
             self.on_send(events)
 
+    def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
+        """Keep when it was told."""
+        assert ttft_s >= 0
+        self.notes.append(f"first token of {target}, attempt {attempt}")
+
+    def settle(self, settlement: Settlement) -> None:
+        """Keep it."""
+        self.notes.append("settled")
+        self.settled.append(settlement)
+
     async def __call__(self, call: Call | None = None) -> None:
         """Make one attempt."""
-        await self.upstream(call or make_call(), self.send)
+        await self.upstream(replace(call or make_call(), ledger=self), self.send)
+
+    @property
+    def counted(self) -> Exposition:
+        """What was counted so far."""
+        return Exposition.of(self.slab)
 
     @property
     def text(self) -> str:
@@ -92,18 +132,19 @@ class Relay:
         return "".join(one.text for one in self.events if isinstance(one, TextDelta))
 
 
-def make_call(*, stream: bool = True, flow: Flow | None = None, content: str = "Hello") -> Call:
-    """Return a call for the one target there is."""
-    body: Mapping[str, Any] = {"model": "up/mill", "stream": stream, "messages": [{"role": "user", "content": content}]}
+def make_call(*, stream: bool = True, content: str = "Hello", model: str = "mill", **fields: Any) -> Call:
+    """Return a call for a model of the one provider there is."""
+    body: Mapping[str, Any] = {"model": model, "stream": stream, "messages": [{"role": "user", "content": content}]}
     call = Call(
         request_id="req_1",
         model="up/mill",
-        target=Target("up", "mill"),
+        route=Route(name="chat"),
+        target=Target("up", model),
         stream=stream,
         messages=(Message(role="user", parts=(TextPart(content),), source=body["messages"][0]),),
         source=Source(OPENAI_CHAT, body),
     )
-    return replace(call, flow=flow) if flow else call
+    return replace(call, **fields)
 
 
 async def fail(*script: Any, limits: Limits = SHORT, stream: bool = True) -> tuple[UpstreamError, Relay]:
@@ -429,7 +470,10 @@ async def test_a_server_that_does_not_accept_runs_into_the_connect_timeout() -> 
             for filler in fillers:
                 filler.close()
     assert caught.value.code == "connect_timeout"
+    assert caught.value.error_type == "connect"
     assert caught.value.retryable
+    (settled,) = relay.settled
+    assert (settled.result, settled.code, settled.error_type) == ("failed", "connect_timeout", "connect")
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])
@@ -812,6 +856,517 @@ def test_a_timeout_is_gone_from_the_provider_within_a_second(loop: str) -> None:
     _run(time_out, loop)
 
 
+# --- the ledger
+
+
+USAGE = openai_chunk({}, usage={"prompt_tokens": 11, "completion_tokens": 7})
+
+
+async def end(*script: Any, limits: Limits = SHORT, call: Call | None = None) -> tuple[Settlement, Relay]:
+    """Play the script to one attempt, however it ends, and return how it was settled: once, and after all else."""
+    async with ScriptedUpstream(list(script)) as server, Relay(server.url, limits) as relay:
+        with suppress(GatewayError):
+            await relay(call)
+    (settled,) = relay.settled
+    assert relay.notes.index("settled") == len(relay.notes) - 1
+    return settled, relay
+
+
+async def test_a_complete_attempt_is_settled_with_what_its_provider_reported() -> None:
+    """When it began, when it ended, and what it was part of."""
+    began_at_s = asyncio.get_running_loop().time()
+    script = [0.05, STREAM + chunk(ROLE), 0.05, chunk(text("a")), 0.05, chunk(FINISH, USAGE, DONE) + END]
+    settled, _ = await end(*script, call=make_call(attempt=3))
+    ended_at_s = asyncio.get_running_loop().time()
+    assert settled.first_token_at_s is not None
+    assert began_at_s <= settled.started_at_s <= settled.first_token_at_s - 0.09
+    assert settled.first_token_at_s <= settled.ended_at_s - 0.04
+    assert settled.ended_at_s <= ended_at_s
+    assert settled == Settlement(
+        request_id="req_1",
+        attempt=3,
+        target=Target("up", "mill"),
+        model="chat",
+        result="completed",
+        started_at_s=settled.started_at_s,
+        ended_at_s=settled.ended_at_s,
+        first_token_at_s=settled.first_token_at_s,
+        usage=Usage(11, 7),
+        is_delivered=True,
+    )
+
+
+ENDS: dict[str, tuple[list[Any], str, str, int | None, int | None, bool]] = {
+    "refused": ([answer(400, {"error": {"message": "No.", "code": "odd"}})], "odd", "bad_request", 400, None, False),
+    "busy": ([answer(429, {})], "upstream_busy", "rate_limited", 429, None, False),
+    "overloaded": ([answer(529, {})], "upstream_busy", "overloaded", 529, None, False),
+    "no credentials": ([answer(401, {})], "upstream_auth", "auth", 401, None, False),
+    "broke": ([answer(500, {})], "upstream_failed", "server_error", 500, None, False),
+    "redirect": ([answer(302, b"")], "upstream_redirect", "server_error", 302, None, False),
+    "error first": (
+        [STREAM + chunk(event({"error": {"message": "x", "code": 503}})) + END],
+        "upstream_busy", "overloaded", 503, None, False,
+    ),
+    "error later": (
+        [STREAM + chunk(ROLE, text("abcd" * 5), event({"error": {"message": "x", "code": 500}})) + END],
+        "upstream_failed", "server_error", 500, 5, True,
+    ),
+    "dead before an answer": (["fin"], "upstream_unreachable", "reset", None, None, False),
+    "cut before a token": ([STREAM + chunk(ROLE), 0.02, "fin"], "stream_truncated", "reset", None, None, False),
+    "cut": ([STREAM + chunk(ROLE, text("abcd" * 3)), 0.02, "rst"], "stream_truncated", "reset", None, 3, True),
+    "cut behind usage": (
+        [STREAM + chunk(ROLE, text("a"), USAGE), 0.02, "fin"], "stream_truncated", "reset", None, 7, True,
+    ),
+    "malformed": ([STREAM + chunk(ROLE, text("a"), b"data: {\n\n")], "malformed_stream", "protocol", None, 1, True),
+    "no token": ([STREAM + chunk(ROLE), "stall"], "ttft_timeout", "read_timeout", None, None, False),
+    "stalled": ([STREAM + chunk(ROLE, text("a")), "stall"], "stall_timeout", "read_timeout", None, 1, True),
+    "too long": (
+        [STREAM + chunk(ROLE), *[step for word in words(99) for step in (chunk(text(word)), 0.02)]],
+        "total_timeout", "read_timeout", None, None, True,
+    ),
+}  # fmt: skip
+"""Script; then code, error type and status of the settlement, its output tokens, and whether any was delivered."""
+
+
+@pytest.mark.parametrize("kind", ENDS)
+async def test_an_attempt_that_failed_is_settled_once_with_why_and_what_it_used(kind: str) -> None:
+    """Reported usage, else an estimate that says so, else none; the error is its own, however far it came."""
+    script, code, error_type, http_status, output_tokens, is_delivered = ENDS[kind]
+    settled, relay = await end(*script, limits=replace(SHORT, total_timeout_s=0.5))
+    assert (settled.result, settled.reason) == ("failed", "")
+    assert (settled.code, settled.error_type, settled.http_status) == (code, error_type, http_status)
+    assert settled.is_delivered is bool(relay.batches) is is_delivered
+    assert (settled.first_token_at_s is not None) is is_delivered
+    if kind == "too long":  # how far it comes depends on the machine
+        assert settled.usage is not None
+        assert settled.usage.output_tokens > 3
+    elif output_tokens is None:
+        assert settled.usage is None
+    else:
+        assert settled.usage is not None
+        assert settled.usage.output_tokens == output_tokens
+        assert settled.usage.is_estimated is (kind != "cut behind usage")
+
+
+async def test_an_attempt_that_never_got_a_connection_is_settled_too() -> None:
+    """It was begun: whoever opens a breaker wants to know."""
+    async with Relay(f"http://127.0.0.1:{free_port()}/v1", SHORT) as relay:
+        with pytest.raises(UpstreamUnreachable):
+            await relay()
+    (settled,) = relay.settled
+    assert (settled.result, settled.code, settled.error_type) == ("failed", "upstream_unreachable", "connect")
+    assert settled.usage is None
+
+
+async def test_a_whole_answer_is_settled_with_what_its_document_says() -> None:
+    """Its first token is the whole of it."""
+    message = {"role": "assistant", "content": "Hello there"}
+    document = {"id": "c", "choices": [{"message": message, "finish_reason": "stop"}]}
+    used = {"usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+    for call in (make_call(stream=False), make_call()):
+        settled, _ = await end(0.02, answer(200, {**document, **used}), call=call)
+        assert (settled.result, settled.usage) == ("completed", Usage(5, 2))
+        assert settled.first_token_at_s is not None
+    settled, _ = await end(answer(200, document), call=make_call(stream=False))
+    assert settled.usage == Usage(2, 3, is_estimated=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "result", "reason", "code"),
+    [
+        (ClientGone("the client has left"), "cancelled", "client_gone", None),
+        (AnswerComplete(), "cancelled", "enough", None),
+        (StreamInterrupted("no seam", code="seam_not_found"), "failed", "", "seam_not_found"),
+        (ZeroDivisionError("a fault of ours"), "failed", "", None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_an_attempt_that_its_reader_ends_is_settled_as_what_that_was(
+    error: Exception, result: str, reason: str, code: str | None
+) -> None:
+    """A client that is gone, or has all it wanted, says nothing bad of the provider; the provider is let go."""
+
+    def stop(_: Sequence[Event]) -> None:
+        raise error
+
+    script: Script = [STREAM + chunk(ROLE, text("a")), "stall"]
+    async with ScriptedUpstream(script) as server, Relay(server.url, on_send=stop) as relay:
+        with pytest.raises(type(error)) as caught:
+            await relay()
+        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+    assert caught.value is error
+    (settled,) = relay.settled
+    assert (settled.result, settled.reason, settled.code) == (result, reason, code)
+    assert settled.usage == Usage(2, 1, is_estimated=True)
+    assert settled.is_delivered
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"), [((), "client_gone"), ((DRAINED,), "drained"), ((HEDGE_LOST,), "hedge_lost")]
+)
+@pytest.mark.parametrize("before", [[], [STREAM + chunk(ROLE)], [STREAM + chunk(ROLE, text("a"))]])
+async def test_a_cancelled_attempt_is_settled_with_the_word_it_was_cancelled_with(
+    words: tuple[str, ...], reason: str, before: list[Any]
+) -> None:
+    """Before the headers, before the first token, in the middle: and with what it had used by then."""
+    async with ScriptedUpstream([*before, "stall"]) as server, Relay(server.url) as relay:
+        attempt = asyncio.ensure_future(relay())
+        await server.request()
+        await asyncio.sleep(0.05)
+        attempt.cancel(*words)
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+    (settled,) = relay.settled
+    assert (settled.result, settled.reason, settled.code, settled.error_type) == ("cancelled", reason, None, None)
+    assert settled.is_delivered is bool(relay.batches)
+    assert (settled.usage is not None) is (relay.text == "a")
+
+
+async def test_an_attempt_cancelled_while_it_connects_is_settled() -> None:
+    """It was begun, and nothing was used."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        async with Relay(f"http://127.0.0.1:{listening.getsockname()[1]}/v1") as relay:
+            attempt = asyncio.ensure_future(relay())
+            await asyncio.sleep(0.05)
+            attempt.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await attempt
+    assert [(one.result, one.reason, one.usage) for one in relay.settled] == [("cancelled", "client_gone", None)]
+
+
+async def test_the_ledger_is_told_of_the_first_token_before_the_token_is_sent() -> None:
+    """Once: of two attempts that are raced, the one that is told first has the client."""
+    _, relay = await end(STREAM + chunk(ROLE), 0.02, chunk(text("a")), 0.02, chunk(text("b")), *_end())
+    assert relay.notes[:3] == ["first token of up/mill, attempt 1", "sent", "sent"]
+    assert relay.notes[-1] == "settled"
+    assert sum(note.startswith("first") for note in relay.notes) == 1
+
+
+async def test_an_attempt_without_a_token_tells_the_ledger_of_none() -> None:
+    """Headers, roles and pings are none."""
+    _, relay = await end(STREAM + chunk(ROLE, PING), 0.02, "fin")
+    assert relay.notes == ["settled"]
+
+
+@pytest.mark.parametrize("way", ["restart", "exact", "anchored"])
+async def test_an_attempt_is_settled_with_the_way_in_which_it_went_on(way: Way) -> None:
+    """What is continued costs its prompt again, which an estimate knows of."""
+    script = [STREAM + chunk(ROLE, text("b"))]
+    async with ScriptedUpstream([*script, "fin"]) as server, Relay(server.url, host="vllm") as relay:
+        with pytest.raises(StreamInterrupted):
+            await relay(make_call(continuation=Continuation(way=way, text="x" * 400 if way == "exact" else "")))
+    (settled,) = relay.settled
+    assert settled.way == way
+    assert settled.usage == Usage(102 if way == "exact" else 2, 1, is_estimated=True)
+
+
+async def test_what_was_never_asked_of_a_provider_is_not_settled() -> None:
+    """No room, no way to go on, no words for it in its wire, no time, no target: there was no attempt."""
+    now_s = asyncio.get_running_loop().time()
+    custom = Message(role="assistant", tool_calls=(ToolCall("c", "f", "x", is_custom=True),))
+    calls: dict[str, tuple[Call, type[GatewayError]]] = {
+        "continuation": (make_call(continuation=Continuation(way="exact", text="a")), UpstreamRefused),
+        "wire": (replace(make_call(), messages=(custom,)), InvalidRequest),
+        "deadline": (make_call(received_at_s=now_s - 6), UpstreamTimeout),
+        "target": (replace(make_call(), target=None), UnknownModel),
+    }
+    async with ScriptedUpstream() as server:
+        async with Relay(server.url, replace(SHORT, max_concurrency=1), make=Anthropic) as relay:
+            for call, kind in calls.values():
+                with pytest.raises(kind):
+                    await relay(call)
+            assert relay.provider.in_flight_count == 0
+            relay.provider.in_flight_count = 1
+            with pytest.raises(UpstreamBusy):
+                await relay()
+        assert server.connection_count == 0
+    assert (relay.settled, relay.notes) == ([], [])
+
+
+# --- ways to go on
+
+
+EXACT = Continuation(way="exact", text="Hello, ")
+ANCHORED = Continuation(way="anchored", text="Hello, ")
+RESTART = Continuation(way="restart")
+
+
+@pytest.mark.parametrize(
+    ("host", "word", "ways"),
+    [
+        (None, "auto", ["anchored"]),
+        ("vllm", "auto", ["exact", "anchored"]),
+        (None, "exact", ["exact"]),
+        ("vllm", "exact", ["exact"]),
+        (None, "anchored", ["anchored"]),
+        ("vllm", "anchored", ["anchored"]),
+        (None, "off", []),
+        ("vllm", "off", []),
+    ],
+)
+async def test_a_target_is_asked_only_in_ways_that_it_knows_and_its_operator_allows(
+    host: str | None, word: Literal["auto", "exact", "anchored", "off"], ways: list[str]
+) -> None:
+    """The others it declines by itself, at once; to begin again may be asked of every one."""
+    async with ScriptedUpstream() as server, Relay(server.url, host=host, continuation=word) as relay:
+        for continuation in (EXACT, ANCHORED):
+            if continuation.way in ways:
+                await relay(make_call(continuation=continuation))
+                continue
+            with pytest.raises(UpstreamRefused) as caught:
+                await relay(make_call(continuation=continuation))
+            error = caught.value
+            assert (error.code, error.refused) == ("continuation_unsupported", "continuation")
+            assert not error.retryable
+            assert (str(error.target), error.attempt, error.was_sent) == ("up/mill", 1, False)
+        for plain in (RESTART, None):
+            await relay(make_call(continuation=plain))
+        assert len(server.requests) == len(ways) + 2
+    assert [settled.way for settled in relay.settled] == [*ways, "restart", None]
+
+
+NO_PREFILL = {"error": {"message": "This model does not support assistant message prefill."}}
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_a_model_that_refused_to_go_on_exactly_is_not_asked_to_again(status: int) -> None:
+    """The first time costs a request, the second none. Other models, and other requests, are asked as before."""
+    scripts: list[Script] = [[answer(status, NO_PREFILL)], complete("Hello")]
+    async with ScriptedUpstream(*scripts) as server, Relay(server.url, host="vllm") as relay:
+        for request_count in (1, 1):
+            with pytest.raises(UpstreamRefused) as caught:
+                await relay(make_call(continuation=EXACT))
+            assert caught.value.refused == "continuation"
+            assert len(server.requests) == request_count
+        assert caught.value.code == "continuation_unsupported"
+        for continuation in (ANCHORED, RESTART, None):
+            await relay(make_call(continuation=continuation))
+        await relay(make_call(model="other", continuation=EXACT))
+        assert len(server.requests) == 5
+
+
+async def test_a_provider_learns_for_itself() -> None:
+    """The same model elsewhere may well go on."""
+    async with (
+        ScriptedUpstream([answer(400, NO_PREFILL)], complete("Hello")) as server,
+        Relay(server.url, host="vllm") as one,
+        Relay(server.url, host="vllm") as other,
+    ):
+        with pytest.raises(UpstreamRefused):
+            await one(make_call(continuation=EXACT))
+        await other(make_call(continuation=EXACT))
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "refused"),
+    [(400, "the prompt is too long", "continuation"), (404, "no such model", "request"), (500, "prefill", "request")],
+)
+async def test_nothing_is_learned_from_an_error_that_is_about_something_else(
+    status: int, message: str, refused: str
+) -> None:
+    """What a longer request is refused for may still be had in another way: that much every 400 says."""
+    async with ScriptedUpstream([answer(status, {"error": {"message": message}})], complete("Hello")) as server:
+        async with Relay(server.url, host="vllm") as relay:
+            with pytest.raises(UpstreamError) as caught:
+                await relay(make_call(continuation=EXACT))
+            await relay(make_call(continuation=EXACT))
+        assert len(server.requests) == 2
+    assert caught.value.refused == refused
+
+
+@pytest.mark.parametrize("continuation", [None, RESTART, ANCHORED])
+async def test_a_request_refused_that_did_not_go_on_exactly_teaches_nothing(continuation: Continuation | None) -> None:
+    """Whatever its words are: the client's own request may have had an open turn."""
+    scripts: list[Script] = [[answer(400, NO_PREFILL)], complete("Hello")]
+    async with ScriptedUpstream(*scripts) as server, Relay(server.url, host="vllm") as relay:
+        with pytest.raises(UpstreamRefused):
+            await relay(make_call(continuation=continuation))
+        await relay(make_call(continuation=EXACT))
+
+
+async def test_a_token_of_the_targets_own_still_goes_through_when_open_turns_do_not() -> None:
+    """It is another way of going on; one that was refused, because it has expired, says nothing of open turns."""
+    own = Checkpoint(target="up/gemini-2.5-flash", token="t", character_count=7)
+    foreign = replace(own, target="other/gemini-4-argon")
+    refusal = [answer(400, {"error": {"message": "continuationToken is not valid", "code": 400}})]
+    open_turn = [answer(400, {"error": {"message": "Requests ending with a model turn are not supported"}})]
+    scripts: list[Script] = [refusal, open_turn, _gemini("b"), _gemini("b")]
+    async with ScriptedUpstream(*scripts) as server, Relay(server.url, make=Google) as relay:
+        for checkpoint in (own, None, foreign):
+            with pytest.raises(UpstreamRefused):
+                await relay(make_call(model="gemini-2.5-flash", continuation=replace(EXACT, checkpoint=checkpoint)))
+        assert len(server.requests) == 2, "a token of another target's is nothing to this one"
+        await relay(make_call(model="gemini-2.5-flash", continuation=replace(EXACT, checkpoint=own)))
+        assert server.requests[2].json["continuationToken"] == "t"
+
+
+def _gemini(*words: str) -> Script:
+    """Return the script of a stream of Gemini's that goes well."""
+    said = [event({"candidates": [{"content": {"parts": [{"text": word}], "role": "model"}}]}) for word in words]
+    return [STREAM + chunk(*said, event({"candidates": [{"finishReason": "STOP"}]})) + END]
+
+
+# --- fresh connections, and the time that is left
+
+
+async def test_a_fresh_connection_is_nobody_elses_before_or_after() -> None:
+    """The ones that are kept stay, for those who do not ask for it."""
+    async with ScriptedUpstream() as server, Relay(server.url) as relay:
+        for is_fresh in (False, True, True, False):
+            await relay(make_call(is_fresh=is_fresh))
+        assert [request.connection for request in server.requests] == [1, 2, 3, 1]
+
+
+async def test_a_kept_connection_that_has_died_is_told_as_a_reset() -> None:
+    """By that word whoever tries again knows to ask for a fresh one."""
+    async with ScriptedUpstream(complete("a"), ["fin"], complete("b")) as server, Relay(server.url) as relay:
+        await relay()
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await relay()
+        assert (caught.value.error_type, caught.value.was_sent, caught.value.retryable) == ("reset", False, True)
+        await relay(make_call(is_fresh=True))
+        assert [request.connection for request in server.requests] == [1, 1, 2]
+    assert relay.text == "ab"
+
+
+async def test_without_another_session_the_one_there_is_must_do() -> None:
+    """Who makes an ``Upstream`` with one has it used for all."""
+    async with ScriptedUpstream() as server, Relay(server.url) as relay:
+        assert relay.session is not None
+        upstream = Upstream({"up": relay.provider}, relay.session)
+        for is_fresh in (False, True):
+            await upstream(make_call(is_fresh=is_fresh), relay.send)
+        assert server.connection_count == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_attempt_has_what_the_client_has_left_of_the_total(*, stream: bool) -> None:
+    """It began to wait before; and when its time is up, no other attempt is of any use."""
+    loop = asyncio.get_running_loop()
+    limits = Limits(total_timeout_s=0.6)
+    async with ScriptedUpstream(["stall"]) as server, Relay(server.url, limits) as relay:
+        began_at_s = loop.time()
+        with pytest.raises(UpstreamTimeout) as caught:
+            await relay(make_call(stream=stream, attempt=2, received_at_s=began_at_s - 0.4))
+        assert 0.19 <= loop.time() - began_at_s < 0.5
+    assert (caught.value.code, caught.value.retryable) == ("total_timeout", False)
+    assert caught.value.message == "the answer was not complete after 0.6 s"
+
+
+async def test_an_attempt_for_which_no_time_is_left_is_not_made() -> None:
+    """Its provider is not asked, not even over a connection that waits: it might bill."""
+    async with ScriptedUpstream() as server, Relay(server.url, SHORT) as relay:
+        await relay()
+        with pytest.raises(UpstreamTimeout) as caught:
+            await relay(make_call(received_at_s=asyncio.get_running_loop().time() - SHORT.total_timeout_s))
+        await asyncio.sleep(0.05)
+        assert len(server.requests) == len(relay.settled) == 1
+    assert (caught.value.code, caught.value.retryable, caught.value.was_sent) == ("total_timeout", False, False)
+
+
+# --- what is no progress, in every wire
+
+
+@dataclass(frozen=True)
+class Wire:
+    """What a provider says that is no token: at the start, and from time to time. And what it says that is one."""
+
+    make: Callable[[ProviderOptions], Provider]
+    model: str
+    start: bytes
+    idle: bytes
+    say: Callable[[str], bytes]
+    host: str | None = None
+
+
+def _anthropic(kind: str, **fields: Any) -> bytes:
+    return b"event: %b\n" % kind.encode() + event({"type": kind, **fields})
+
+
+def _anthropic_text(words: str) -> bytes:
+    return _anthropic("content_block_delta", index=0, delta={"type": "text_delta", "text": words})
+
+
+def _google_text(words: str) -> bytes:
+    return event({"candidates": [{"content": {"parts": [{"text": words}], "role": "model"}}], "responseId": "r"})
+
+
+WIRES = {
+    "openai": Wire(
+        OpenAICompatible,
+        "mill",
+        ROLE,
+        PING + ROLE + openai_chunk({"content": ""}) + openai_chunk({}),
+        text,
+        host="vllm",
+    ),
+    "anthropic": Wire(
+        Anthropic,
+        "claude-haiku-4-5",
+        _anthropic("message_start", message={"id": "m", "model": "c", "usage": {"input_tokens": 3, "output_tokens": 1}})
+        + _anthropic("content_block_start", index=0, content_block={"type": "text", "text": ""}),
+        _anthropic("ping") + _anthropic_text(""),
+        _anthropic_text,
+    ),
+    "google": Wire(Google, "gemini-2.5-flash", _google_text(""), b"\n\n" + _google_text(""), _google_text),
+}
+
+
+@pytest.mark.parametrize("continuation", [None, EXACT, ANCHORED], ids=["begun", "exact", "anchored"])
+@pytest.mark.parametrize("has_text", [False, True], ids=["ttft", "stall"])
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_provider_that_only_pings_is_as_late_as_one_that_is_silent(
+    name: str, continuation: Continuation | None, *, has_text: bool
+) -> None:
+    """Each wire's own pings, roles and empty deltas; also where an attempt goes on with an answer.
+
+    The first token and the next each have their own limit, error and message.
+    """
+    wire = WIRES[name]
+    limits = Limits(ttft_timeout_s=0.6 if has_text else 0.2, stall_timeout_s=0.2 if has_text else 0.6)
+    idle: list[Any] = [step for _ in range(100) for step in (chunk(wire.idle), 0.02)]
+    begun = [chunk(wire.say("word"))] if has_text else []
+    call = make_call(model=wire.model, continuation=continuation)
+    async with (
+        ScriptedUpstream([STREAM + chunk(wire.start), *begun, *idle]) as server,
+        Relay(server.url, limits, make=wire.make, host=wire.host) as relay,
+    ):
+        began_at_s = asyncio.get_running_loop().time()
+        with pytest.raises(UpstreamError) as caught:
+            await relay(call)
+        assert 0.15 < asyncio.get_running_loop().time() - began_at_s < 0.5
+        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+    if has_text:
+        assert isinstance(caught.value, StreamInterrupted)
+        assert caught.value.code == "stall_timeout"
+        assert caught.value.message == "the provider sent no further token for 0.2 s"
+    else:
+        assert isinstance(caught.value, UpstreamTimeout)
+        assert caught.value.code == "ttft_timeout"
+        assert caught.value.message == "the provider sent no token within 0.2 s"
+    assert caught.value.retryable
+    assert relay.text == ("word" if has_text else "")
+    assert relay.settled[0].code == caught.value.code
+
+
+@pytest.mark.parametrize("name", WIRES)
+async def test_a_provider_that_pings_between_its_tokens_is_not_late(name: str) -> None:
+    """As long as the tokens come: what is no progress is no harm either."""
+    wire = WIRES[name]
+    limits = Limits(ttft_timeout_s=0.4, stall_timeout_s=0.4, total_timeout_s=5)
+    steps: list[Any] = [step for word in words(5) for step in (0.1, chunk(wire.idle), 0.1, chunk(wire.say(word)))]
+    async with (
+        ScriptedUpstream([STREAM + chunk(wire.start), *steps, "fin"]) as server,
+        Relay(server.url, limits, make=wire.make, host=wire.host) as relay,
+    ):
+        with pytest.raises(StreamInterrupted) as caught:
+            await relay(make_call(model=wire.model))
+    assert caught.value.code == "stream_truncated"
+    assert relay.text == "".join(words(5))
+
+
 def _run(work: Callable[[], Awaitable[None]], loop: str) -> None:
     async def run() -> None:
         await work()
@@ -829,3 +1384,155 @@ def _trust(relay: Relay, tls: Certificate) -> None:
 
 def _bare(*pieces: bytes) -> bytes:
     return b"".join(pieces)
+
+
+# --- what is counted
+
+CHAT = Route(name="chat", targets=(Target("up", "mill"),))
+PAIR = {"model": "chat", "upstream": "up/mill"}
+
+
+def make_counted(**fields: Any) -> Call:
+    """Return a call that was received 20 ms ago, for a target of the configuration."""
+    return make_call(**{"route": CHAT, "received_at_s": time.monotonic() - 0.02, **fields})
+
+
+async def test_how_fast_a_provider_is_and_what_the_gateway_adds_is_counted() -> None:
+    """A gap for each delivery behind the first, a transit for each at all; of the attempt one first token."""
+    script: Script = [STREAM + chunk(ROLE), 0.1, chunk(text("a")), 0.05, chunk(text("b", "c")), 0.05, *_end()]
+    async with ScriptedUpstream(script) as server, Relay(server.url) as relay:
+        await relay(make_counted())
+        found = relay.counted
+    assert found.total("millrace_chunk_gap_seconds_count", **PAIR) == 1
+    assert 0.03 < found.total("millrace_chunk_gap_seconds_sum", **PAIR) < 0.3
+    assert found.total("millrace_chunk_transit_seconds_count") == 3
+    assert 0 < found.mean("millrace_chunk_transit_seconds") < 0.05
+    assert found.total("millrace_upstream_ttft_seconds_count", **PAIR) == 1
+    assert 0.08 < found.mean("millrace_upstream_ttft_seconds", **PAIR) < 0.5
+    assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 0.2
+    assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 0.05
+    assert found.total("millrace_overhead_seconds_count") == 2
+
+
+async def test_what_the_chain_takes_is_in_the_transit() -> None:
+    """Whatever stands between the two sockets delays a token by so much."""
+
+    def dawdle(_: Sequence[Event]) -> None:
+        time.sleep(0.02)
+
+    async with ScriptedUpstream(complete("a")) as server, Relay(server.url, on_send=dawdle) as relay:
+        await relay(make_counted())
+        assert 0.02 < relay.counted.mean("millrace_chunk_transit_seconds") < 0.2
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_transit_is_measured_in_microseconds_on_any_loop(loop: str) -> None:
+    """The clock of uvloop stands still within a turn."""
+
+    async def run() -> None:
+        script: Script = [STREAM + chunk(ROLE), *[step for word in words(20) for step in (0.005, chunk(text(word)))]]
+        async with ScriptedUpstream([*script, *_end()]) as server, Relay(server.url) as relay:
+            await relay(make_counted())
+            found = relay.counted
+        assert found.total("millrace_chunk_transit_seconds_bucket", le="0.0005") > 0
+        assert 0.000001 < found.mean("millrace_chunk_transit_seconds") < 0.01
+        assert found.mean("millrace_overhead_seconds", stage="request") > 0.02
+
+    _run(run, loop)
+
+
+async def test_only_the_first_attempt_says_what_came_before_it() -> None:
+    """Before the others there was another attempt; and a call of unknown age says nothing."""
+    async with ScriptedUpstream() as server, Relay(server.url) as relay:
+        await relay(make_counted(attempt=2))
+        await relay(make_counted(received_at_s=0.0))
+        assert relay.counted.total("millrace_overhead_seconds_count", stage="request") == 0
+
+
+async def test_an_attempt_that_goes_on_brings_no_first_token_to_its_client() -> None:
+    """To the provider it is one."""
+    async with ScriptedUpstream() as server, Relay(server.url, host="vllm") as relay:
+        await relay(make_counted(attempt=2, continuation=EXACT))
+        assert relay.counted.total("millrace_overhead_seconds_count", stage="first_token") == 0
+        assert relay.counted.total("millrace_upstream_ttft_seconds_count", **PAIR) == 1
+
+
+async def test_an_answer_that_comes_whole_has_no_first_token_to_be_timed() -> None:
+    """It is as late as its last: routing knows it, and no histogram of first tokens."""
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}
+    async with ScriptedUpstream([answer(200, body)]) as server, Relay(server.url) as relay:
+        await relay(make_counted(stream=False))
+        assert relay.text == "a"
+        names = {sample.name for sample in relay.counted.samples if sample.value}
+    assert not {name for name in names if name.startswith(("millrace_upstream_ttft", "millrace_chunk"))}
+
+
+async def test_an_answer_without_a_token_has_no_first_one() -> None:
+    """Its end passed through all the same."""
+    async with ScriptedUpstream(complete()) as server, Relay(server.url) as relay:
+        await relay(make_counted())
+        found = relay.counted
+    assert found.total("millrace_upstream_ttft_seconds_count") == 0
+    assert found.total("millrace_chunk_transit_seconds_count") == 1
+    assert found.total("millrace_overhead_seconds_count", stage="first_token") == 0
+
+
+async def test_attempts_in_flight_are_those_that_are_under_way() -> None:
+    """However they end; one that finds no room never was."""
+    limits = Limits(max_concurrency=1)
+    script: Script = [STREAM + chunk(ROLE, text("a")), 0.3, "rst"]
+    async with ScriptedUpstream(script) as server, Relay(server.url, limits) as relay:
+        attempt = asyncio.ensure_future(relay(make_counted()))
+        await server.request()
+        assert relay.counted.by("upstream", "millrace_upstream_inflight") == {"up/mill": 1}
+        with pytest.raises(UpstreamBusy):
+            await relay(make_counted())
+        assert relay.counted.by("upstream", "millrace_upstream_inflight") == {"up/mill": 1}
+        with pytest.raises(StreamInterrupted):
+            await attempt
+        assert relay.counted.by("upstream", "millrace_upstream_inflight") == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "ratios"),
+    [
+        ({"x_ratelimit_remaining_requests": "25", "x_ratelimit_limit_requests": "100"}, {"requests": 0.25}),
+        ({"x_ratelimit_remaining_tokens": "1e3", "x_ratelimit_limit_tokens": "4000"}, {"tokens": 0.25}),
+        (
+            {
+                "anthropic_ratelimit_requests_remaining": "1",
+                "anthropic_ratelimit_requests_limit": "4",
+                "anthropic_ratelimit_tokens_remaining": "9",
+                "anthropic_ratelimit_tokens_limit": "10",
+            },
+            {"requests": 0.25, "tokens": 0.9},
+        ),
+        ({"x_ratelimit_remaining_requests": "200", "x_ratelimit_limit_requests": "100"}, {"requests": 1.0}),
+        ({"x_ratelimit_remaining_requests": "25"}, {}),
+        ({"x_ratelimit_limit_requests": "100"}, {}),
+        ({"x_ratelimit_remaining_requests": "25", "x_ratelimit_limit_requests": "0"}, {}),
+        ({"x_ratelimit_remaining_requests": "many", "x_ratelimit_limit_requests": "100"}, {}),
+        ({"x_ratelimit_remaining_requests": "nan", "x_ratelimit_limit_requests": "inf"}, {}),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 429])
+async def test_what_is_left_of_a_providers_limits_is_shown(
+    status: int, headers: dict[str, str], ratios: dict[str, float]
+) -> None:
+    """As it says in its answers, also in one that refuses; what makes no sense is not shown."""
+    body = {"id": "c", "model": "m", "choices": [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]}
+    async with ScriptedUpstream([answer(status, body, **headers)]) as server, Relay(server.url) as relay:
+        with suppress(UpstreamError):
+            await relay(make_counted(stream=False))
+        found = relay.counted.by("resource", "millrace_upstream_ratelimit_remaining_ratio", upstream="up/mill")
+    assert found == ratios
+
+
+async def test_a_limit_that_is_used_up_is_shown_as_nothing() -> None:
+    """Zero is a value, and the one that matters."""
+    headers = {"x_ratelimit_remaining_requests": "0", "x_ratelimit_limit_requests": "100"}
+    async with ScriptedUpstream([answer(429, {}, **headers)]) as server, Relay(server.url) as relay:
+        with pytest.raises(UpstreamBusy):
+            await relay(make_counted())
+        (sample,) = relay.counted.of_name("millrace_upstream_ratelimit_remaining_ratio")
+    assert (sample.value, sample.labels) == (0.0, {"upstream": "up/mill", "resource": "requests"})

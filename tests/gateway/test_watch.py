@@ -1,4 +1,5 @@
 import asyncio
+import time
 
 import pytest
 
@@ -22,7 +23,7 @@ async def run(*gaps_s: float, limits: Limits = LIMITS, is_stream: bool = True) -
         async with watch:
             for gap_s in gaps_s:
                 await asyncio.sleep(gap_s)
-                watch.note_progress()
+                watch.note_progress(time.monotonic())
                 token_count += 1
     except TimeoutError:
         pass
@@ -68,6 +69,36 @@ async def test_a_total_before_the_first_token_is_named_total() -> None:
     assert (await run(1.0, limits=limits))[0] == "total"
 
 
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_the_total_counts_from_when_the_client_asked(*, is_stream: bool) -> None:
+    """Attempts before have used some of it; the other limits are each attempt's own."""
+    loop = asyncio.get_running_loop()
+    began_at_s = loop.time()
+    limits = Limits(ttft_timeout_s=1, total_timeout_s=0.6)
+    watch = Watch(limits, is_stream=is_stream, flow=OpenFlow(), asked_at_s=began_at_s - 0.4)
+
+    async def body() -> None:
+        async with watch:
+            await asyncio.sleep(5)
+
+    with pytest.raises(TimeoutError):
+        await body()
+    assert watch.expired == "total"
+    assert 0.19 <= loop.time() - began_at_s < 0.5
+
+
+async def test_a_body_for_which_no_time_is_left_is_not_begun() -> None:
+    """Not even up to its first await: a request could be written by then."""
+    asked_at_s = asyncio.get_running_loop().time() - LIMITS.total_timeout_s
+    watch = Watch(LIMITS, is_stream=True, flow=OpenFlow(), asked_at_s=asked_at_s)
+    begun = []
+    with pytest.raises(TimeoutError):
+        async with watch:
+            begun.append(True)
+    assert (watch.expired, begun) == ("total", [])
+    await asyncio.sleep(0.01)
+
+
 async def test_an_answer_wanted_whole_has_only_a_total() -> None:
     """It has no tokens to be late with."""
     assert await run(0.4, is_stream=False) == (None, 1)
@@ -81,7 +112,7 @@ async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole(
 
     async def body() -> None:
         async with watch:
-            watch.note_progress()
+            watch.note_progress(time.monotonic())
             await asyncio.sleep(5)
 
     with pytest.raises(TimeoutError):
@@ -120,3 +151,17 @@ async def test_a_cancellation_from_outside_is_not_a_timeout() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert watch.expired is None
+
+
+async def test_progress_tells_how_long_after_the_last_it_came() -> None:
+    """By the times that it is told; for the first there is none before."""
+    watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
+    assert [watch.note_progress(at_s) for at_s in (10.0, 10.5, 10.5, 12.5)] == [-1.0, 0.5, 0.0, 2.0]
+
+
+async def test_behind_a_pause_the_time_since_the_last_token_begins_anew() -> None:
+    """It was the client who was waited for."""
+    watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
+    watch.note_progress(time.monotonic() - 100)
+    watch.note_pause()
+    assert 0 <= watch.note_progress(time.monotonic()) < 1
