@@ -1,61 +1,558 @@
-"""The next target, when one cannot answer: before the first token, in the order of the configuration.
+"""The next target, when one cannot: refused, busy, too slow, broken before its answer began or in the middle of it.
 
-What was delivered decides. While the client has seen nothing, an error that another target may not share moves the call
-on; afterwards it is passed on, because a second answer from the start would be a duplicate.
+Targets are asked in the order of the configuration, by weight, or the fastest of two drawn at random first ("power of
+two choices", by the average of their recent times to the first token). One whose breaker is open is passed over, but
+never all of them: the last hope is asked even so.
+
+What an error says decides where to go. Nothing is sent elsewhere that is wrong everywhere; a request that is too long
+for one model may fit the next; a provider that does not stream is asked for the whole answer. Once something was
+delivered, another target only goes on with it (``Call.delivered``), and what it may not go on with ends in the error.
+
+An answer wanted whole is asked for as a stream, so that it, too, can be continued; where it cannot, it is asked for
+once more, since nobody has seen any of it.
+
+Hedging: where a route has ``hedge_after_s``, a second target is raced against a first that has no token by then. The
+first token wins, the loser is let go at once, and it is paid for out of a budget of its own besides that of retries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated, get_args
 
 import structlog
 
-from gateway.core.call import Call
+from gateway.core.budget import Budget, Budgets
+from gateway.core.call import Call, Route, Target
 from gateway.core.errors import InvalidRequest, UpstreamError
-from gateway.pipeline import Next, Send
+from gateway.core.events import AttemptFailed, Event
+from gateway.core.health import HealthBoard, State
+from gateway.core.ledger import Ledger, Settlement
+from gateway.core.meters import NO_METERS, Meters, upstream_label
+from gateway.core.plan import is_spoken
+from gateway.core.seam import SEAM_NOT_FOUND
+from gateway.core.transcript import Transcript
+from gateway.pipeline import HEDGE_LOST, Next, Send, Telemetry
+from gateway.schema import Range
 
 log = structlog.get_logger()
+
+RESUME_PRICE, HEDGE_PRICE = 2.0, 1.0
+
+SHORT_ANSWER_TOKENS = 1024
+"""An answer wanted whole that cannot be longer is asked for as it is wanted, and once more if it breaks off.
+
+A stream of a hundred chunks takes ten times the CPU of the one document that they make, for every such answer; what it
+saves is a few seconds of a model's time, for one in thousands.
+"""
+HEDGE_WINDOW_S = 300.0
+"""A share of two in a hundred needs a while to come to one."""
+
+ATTEMPTS_PER_LANE = 100
+"""The attempts of a second target are numbered from so many on: nobody makes as many one after the other."""
+
+Percent = Annotated[float, Range(0, 100, unit="per cent")]
 
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """Tries the targets of a call's route until one answers; raises the last error when none does."""
+    """Relays the answer of the first target that gives one; raises the last error when none does.
+
+    ``retry_percent`` of the recent requests of a target, and ``retry_floor_per_s`` besides, may be made again, be it as
+    a retry, a resume or a hedge; ``hedge_percent`` of all requests may be hedged. A breaker opens after
+    ``breaker_failures`` failures in a row, for ``breaker_open_s`` at first.
+    """
+
+    retry_percent: Percent = 10.0
+    retry_floor_per_s: Annotated[float, Range(0)] = 3.0
+    hedge_percent: Percent = 2.0
+    breaker_failures: Annotated[int, Range(1, 1000)] = 5
+    breaker_open_s: Annotated[float, Range(0.001, 300, unit="seconds")] = 15.0
+    _clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+    _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
+    _meters: Meters = field(default=NO_METERS, repr=False, compare=False)
+    _board: HealthBoard = field(init=False, repr=False, compare=False)
+    _budgets: Budgets = field(init=False, repr=False, compare=False)
+    _hedges: Budget = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Make what all calls share."""
+        board = HealthBoard(failures=self.breaker_failures, open_s=self.breaker_open_s)
+        budgets = Budgets(percent=self.retry_percent, floor_per_s=self.retry_floor_per_s)
+        hedges = Budget(self.hedge_percent, 0.0, HEDGE_WINDOW_S)
+        object.__setattr__(self, "_board", board)
+        object.__setattr__(self, "_budgets", budgets)
+        object.__setattr__(self, "_hedges", hedges)
+
+    def instrumented(self, telemetry: Telemetry) -> Fallback:
+        """Return one that shows how each target is doing, and counts races."""
+        return replace(self, _meters=telemetry.meters)
 
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
-        """Relay the first target's answer that begins."""
-        targets = call.route.targets
-        if not targets:  # an unknown model, or a request that was refused before: the end of the chain says which
+        """Relay one whole answer, from as many targets as it takes."""
+        if not call.route.targets:  # an unknown model, or a request that was refused before: the end of the chain says
             return await call_next(call, send)
-        attempt = call.attempt
-        for number, target in enumerate(targets, start=1):
-            try:
-                return await call_next(replace(call, target=target, attempt=attempt), send)
-            except (UpstreamError, InvalidRequest) as error:
-                attempt = _next_attempt(attempt, error)
-                if number == len(targets) or not _is_worth_another(error):
-                    raise
-                log.warning(
-                    "target_failed",
-                    request_id=call.request_id,
-                    target=str(target),
-                    error_type=error.error_type,
-                    code=error.code,
-                )
+        if call.stream or not _may_be_collected(call):
+            return await self._tour(call, stream=call.stream).run(send, call_next)
+        await self._collect(call, send, call_next)
         return None
 
+    async def _collect(self, call: Call, send: Send, call_next: Next) -> None:
+        """Relay a whole answer out of a stream; what broke off and cannot be continued is asked for again, once."""
+        collected = _Collected(send)
+        tour = self._tour(call, stream=True)
+        try:
+            await tour.run(collected.send, call_next)
+        except UpstreamError as error:
+            if not error.was_sent or not _is_worth_another(error) or not self.may_pay(tour.target, RESUME_PRICE):
+                raise
+            tour.note(error, send)
+            collected.clear()
+            again = self._tour(call, stream=True)
+            again.attempt = tour.attempt
+            again.put_last(error.target)
+            await again.run(collected.send, call_next)
+        collected.pass_on()
 
-def _next_attempt(attempt: int, error: UpstreamError | InvalidRequest) -> int:
-    """Attempts are counted over all targets, with those that were made at one of them."""
-    return (max(attempt, error.attempt) if isinstance(error, UpstreamError) else attempt) + 1
+    def _tour(self, call: Call, *, stream: bool) -> _Tour:
+        return _Tour(self, call, self._order(call.route), stream=stream)
+
+    def _order(self, route: Route) -> list[Target]:
+        """Return the targets in the order in which they are to be asked."""
+        targets = list(route.targets)
+        if len(targets) == 1 or route.strategy == "priority":
+            return targets
+        places = range(len(targets))
+        if route.strategy == "weighted":
+            return [targets[place] for place in self._weighted(route.weights or tuple(1.0 for _ in places))]
+        return [targets[place] for place in self._fastest(targets)]
+
+    def _weighted(self, weights: Sequence[float]) -> list[int]:
+        """Draw one place after the other; what has no weight comes last (Efraimidis and Spirakis, 2006)."""
+        keys = [self._random.random() ** (1 / weight) if weight else -1.0 for weight in weights]
+        return sorted(range(len(weights)), key=keys.__getitem__, reverse=True)
+
+    def _fastest(self, targets: Sequence[Target]) -> list[int]:
+        """Draw two that may be asked and take the faster; the others follow by their pace. Unknown is worth a try."""
+        now_s = self._clock()
+        health = [self._board.of(str(target)) for target in targets]
+        pace = [one.pace.ttft_s(now_s) or 0.0 for one in health]
+        places = sorted(range(len(targets)), key=pace.__getitem__)
+        closed = [place for place in places if not health[place].breaker.is_open(now_s)]
+        drawn = self._random.sample(closed, min(2, len(closed)))
+        first = [min(drawn, key=pace.__getitem__)] if drawn else []
+        return [*first, *(place for place in places if place not in first)]
+
+    def admit(self, target: Target) -> float | None:
+        """Return when the target's breaker let a request through: it is now one of those that budgets are made of."""
+        now_s = self._clock()
+        if not self._board.of(str(target)).breaker.admit(now_s):
+            return None
+        self._budgets.note_request(str(target), now_s)
+        return now_s
+
+    def release(self, target: Target, admitted_at_s: float) -> None:
+        """Let go of what was let through then, in case that nothing was asked and so nothing was settled."""
+        self._board.of(str(target)).breaker.release(admitted_at_s)
+
+    def is_open(self, target: Target) -> bool:
+        """Whether the target's breaker would say no."""
+        return self._board.of(str(target)).breaker.is_open(self._clock())
+
+    def may_pay(self, target: Target, price: float) -> bool:
+        """Take the price of an extra attempt, because of ``target``, out of the budget; say if there was so much."""
+        return self._budgets.take(str(target), price, self._clock())
+
+    @property
+    def budgets(self) -> Budgets:
+        """What extra attempts are paid from."""
+        return self._budgets
+
+    def watching(
+        self,
+        ledger: Ledger,
+        route: Route = Route(),  # noqa: B008, it does not change
+        *,
+        has_pace: bool = True,
+    ) -> Ledger:
+        """Return a ledger that learns from each attempt how its target is doing, and tells ``ledger``.
+
+        An answer that is asked for whole says nothing of the time to its first token.
+        """
+        return _Watching(ledger, self._board, self._clock, partial(self.show, route), has_pace=has_pace)
+
+    def show(self, route: Route, target: Target) -> None:
+        """Show the breaker and the pace of a target, if the configuration names it."""
+        upstream, now_s = str(target), self._clock()
+        if upstream_label(route, target) != upstream:
+            return
+        health = self._board.of(upstream)
+        state, ttft_s = health.breaker.state(now_s), health.pace.ttft_s(now_s)
+        for one in get_args(State):
+            self._meters.gauge("millrace_upstream_state", upstream, one).set(float(one == state))
+        if ttft_s is not None:
+            self._meters.gauge("millrace_upstream_ttft_ewma_seconds", upstream).set(ttft_s)
+
+    def count_race(self, route: Route, *, is_won: bool) -> None:
+        """Count a race, by whether it was worth it: whether the second target had the first token."""
+        self._meters.counter("millrace_hedges_total", route.name, "won" if is_won else "lost").inc()
+
+    def may_hedge(self, target: Target) -> bool:
+        """Whether the share of hedges and the budget both allow one more."""
+        return self._hedges.take(1.0, self._clock()) and self.may_pay(target, HEDGE_PRICE)
+
+    def note_hedgeable(self) -> None:
+        """Put in the share of a request that could be hedged."""
+        self._hedges.note_request(self._clock())
+
+
+class _Tour:
+    """One call's way through its targets. ``attempt`` is the number of the next attempt, ``target`` was asked last."""
+
+    def __init__(self, options: Fallback, call: Call, order: list[Target], *, stream: bool) -> None:
+        self._options = options
+        self._call = call
+        self._left = order
+        self._stream = stream
+        self._ledger = options.watching(call.ledger, call.route, has_pace=stream)
+        self._admitted: list[tuple[Target, float]] = []
+        self._race_count = 0
+        self.attempt = call.attempt
+        self.target = order[0]
+
+    async def run(self, send: Send, call_next: Next) -> None:
+        """Ask one target after the other; raises the error that tells most when none gives the whole answer."""
+        told: UpstreamError | InvalidRequest | None = None
+        delivered: Transcript | None = self._call.delivered
+        while (target := self._next(is_last_hope=told is None)) is not None:
+            self.target = target
+            try:
+                return await self._ask(target, delivered, send, call_next)
+            except _FAILURES as error:
+                error.__traceback__ = None  # it would keep our frame, and that keeps the error
+                told = error if told is None or _tells_more(error) else told
+                delivered = self._after(error, delivered)
+                if not _is_worth_another(error) or not self._may_move_on(error):
+                    break
+                self.note(error, send)
+            finally:
+                self._release()
+        assert told is not None  # noqa: S101, one is asked in any case
+        try:
+            raise told
+        finally:
+            del told
+
+    def note(self, error: UpstreamError | InvalidRequest, send: Send) -> None:
+        """Tell who watches that a target has failed, and that there will be another attempt.
+
+        An error that is told from one of another attempt was told itself, when that was to be made and was declined.
+        """
+        log.warning(
+            "target_failed",
+            request_id=self._call.request_id,
+            target=str(self.target),
+            error_type=error.error_type,
+            code=error.code,
+        )
+        if isinstance(error.__cause__, UpstreamError):
+            return
+        attempt, was_sent = 0, False
+        if isinstance(error, UpstreamError):
+            is_declined = error.refused == "continuation" and error.upstream_status is None
+            attempt, was_sent = 0 if is_declined else error.attempt, error.was_sent
+        send([AttemptFailed(str(self.target), attempt, error.error_type, error.code, was_sent)])
+
+    def put_last(self, target: Target | None) -> None:
+        """Ask the others first: of this target it is known by now that it breaks off."""
+        self._left.sort(key=lambda other: other == target)
+
+    def take_second(self) -> tuple[Target, int] | None:
+        """Return a target to race against the one that is being asked, and the number of its first attempt.
+
+        It is then no longer one of those left; ``None`` where there is none, or it cannot be paid for.
+        """
+        second = next((other for other in self._left if not self._options.is_open(other)), None)
+        if second is None or not self._options.may_hedge(self.target) or not self._is_admitted(second):
+            return None
+        self._left.remove(second)
+        self._race_count += 1
+        return second, self.attempt + ATTEMPTS_PER_LANE * self._race_count
+
+    def give_back(self, target: Target) -> None:
+        """A target was only slower: it is the last of those that may still go on with the answer."""
+        self._left.append(target)
+
+    def _next(self, *, is_last_hope: bool) -> Target | None:
+        """Return the next target whose breaker lets us through; where none does at all, the first is asked even so."""
+        skipped: list[Target] = []
+        while self._left:
+            target = self._left.pop(0)
+            if self._is_admitted(target):
+                return target
+            skipped.append(target)
+        return skipped[0] if skipped and is_last_hope else None
+
+    def _is_admitted(self, target: Target) -> bool:
+        admitted_at_s = self._options.admit(target)
+        if admitted_at_s is None:
+            return False
+        self._options.show(self._call.route, target)  # its breaker may be half open by now
+        self._admitted.append((target, admitted_at_s))
+        return True
+
+    def _release(self) -> None:
+        for target, admitted_at_s in self._admitted:
+            self._options.release(target, admitted_at_s)
+        self._admitted.clear()
+
+    def _other_count(self) -> int:
+        """Return how many of the targets left would be let through."""
+        return sum(not self._options.is_open(other) for other in self._left)
+
+    async def _ask(self, target: Target, delivered: Transcript | None, send: Send, call_next: Next) -> None:
+        hedge_after_s = self._call.route.hedge_after_s
+        call = replace(
+            self._call,
+            target=target,
+            attempt=self.attempt,
+            other_targets=self._other_count(),
+            delivered=delivered,
+            stream=self._stream,
+            ledger=self._ledger,
+            budgets=self._options.budgets,
+        )
+        if hedge_after_s is not None and delivered is None and call.other_targets:
+            await _Race(self._options, self, call, send, call_next).run(hedge_after_s)
+        else:
+            await _relay(call, send, call_next)
+
+    def _after(self, error: UpstreamError | InvalidRequest, delivered: Transcript | None) -> Transcript | None:
+        """Note what an attempt left behind; attempts are counted over all targets.
+
+        An error that is told from one of another attempt, see ``note``, is not that of the last.
+        """
+        attempts = [one.attempt for one in (error, error.__cause__) if isinstance(one, UpstreamError)]
+        self.attempt = max([self.attempt, *attempts]) + 1
+        if not isinstance(error, UpstreamError):
+            return delivered
+        self.target = error.target or self.target
+        return error.delivered or delivered
+
+    def _may_move_on(self, error: UpstreamError | InvalidRequest) -> bool:
+        """To ask another target from the start is free; to have it go on with what was delivered is a resume."""
+        if not self._other_count():
+            return False
+        if not isinstance(error, UpstreamError) or not error.was_sent:
+            return True
+        if error.delivered is None:
+            return False
+        return error.refused == "continuation" or self._options.may_pay(self.target, RESUME_PRICE)
+
+
+async def _relay(call: Call, send: Send, call_next: Next) -> None:
+    """Have a target answer: in one piece, where it does not stream."""
+    try:
+        return await call_next(call, send)
+    except UpstreamError as error:
+        if error.refused != "stream" or not call.stream:
+            raise
+        attempt = max(call.attempt, error.attempt) + 1
+    return await call_next(replace(call, stream=False, attempt=attempt), send)
+
+
+class _Race:
+    """Two targets for one answer; the one with the first token has the client."""
+
+    def __init__(self, options: Fallback, tour: _Tour, call: Call, send: Send, call_next: Next) -> None:
+        self._options = options
+        self._tour = tour
+        self._call = call
+        self._send = send
+        self._call_next = call_next
+        self._lanes: list[asyncio.Task[None]] = []
+        self._targets: list[Target] = []
+        self._winner: int | None = None
+
+    async def run(self, hedge_after_s: float) -> None:
+        """Relay the winner's answer; raises its error, or the first's when neither had a token."""
+        self._options.note_hedgeable()
+        try:
+            first = self._start(self._call, self._tour.target)
+            await asyncio.wait([first], timeout=hedge_after_s)
+            if not first.done() and self._winner is None:
+                self._hedge()
+            await self._finish()
+        except asyncio.CancelledError as error:
+            self._stop(*error.args)
+            raise
+        finally:
+            self._stop(HEDGE_LOST)
+            if len(self._lanes) > 1:
+                self._options.count_race(self._call.route, is_won=self._winner == 1)
+            await asyncio.gather(*self._lanes, return_exceptions=True)
+            self._lanes.clear()  # their errors would keep us, and we them
+
+    def _hedge(self) -> None:
+        taken = self._tour.take_second()
+        if taken is None:
+            return
+        second, attempt = taken
+        log.info("hedged", request_id=self._call.request_id, target=str(self._tour.target), second=str(second))
+        others = max(0, self._call.other_targets - 1)
+        self._start(replace(self._call, target=second, attempt=attempt, other_targets=others), second)
+
+    async def _finish(self) -> None:
+        """Wait for the winner, or until both have failed."""
+        left = set(self._lanes)
+        while left:
+            done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            for lane in done:
+                if lane.cancelled():
+                    continue
+                if self._winner == self._lanes.index(lane) or not isinstance(lane.exception(), _FAILURES):
+                    return lane.result()
+        return self._lanes[0].result()
+
+    def _start(self, call: Call, target: Target) -> asyncio.Task[None]:
+        number = len(self._lanes)
+
+        def send(events: Sequence[Event]) -> None:
+            if self._winner is None and not all(isinstance(event, AttemptFailed) for event in events):
+                self._win(number)  # there is one start: of an answer, too, that nobody accounts for
+            if self._winner is None or self._winner == number:
+                self._send(events)
+
+        ledger = _Finishing(call.ledger, lambda: self._win(number))
+        lane = asyncio.create_task(_relay(replace(call, ledger=ledger), send, self._call_next))
+        self._lanes.append(lane)
+        self._targets.append(target)
+        return lane
+
+    def _win(self, number: int) -> None:
+        if self._winner is not None:
+            return
+        self._winner = number
+        for place, lane in enumerate(self._lanes):
+            if place != number and not lane.done():
+                lane.cancel(HEDGE_LOST)
+                self._tour.give_back(self._targets[place])
+
+    def _stop(self, *words: object) -> None:
+        for lane in self._lanes:
+            if not lane.done() and not lane.cancelling():
+                lane.cancel(*words)
+
+
+class _Watching:
+    """A ledger from which breakers and paces learn; what they have learned is shown."""
+
+    __slots__ = ("_board", "_clock", "_has_pace", "_ledger", "_show")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        board: HealthBoard,
+        clock: Callable[[], float],
+        show: Callable[[Target], None],
+        *,
+        has_pace: bool,
+    ) -> None:
+        self._ledger = ledger
+        self._has_pace = has_pace
+        self._board = board
+        self._clock = clock
+        self._show = show
+
+    def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
+        health, now_s = self._board.of(str(target)), self._clock()
+        if self._has_pace:
+            health.note_first_token(ttft_s, now_s)
+        else:
+            health.breaker.note_first_token(now_s)
+        self._show(target)
+        self._ledger.note_first_token(target, attempt, ttft_s)
+
+    def settle(self, settlement: Settlement) -> None:
+        self._board.of(str(settlement.target)).note(settlement, self._clock())
+        self._show(settlement.target)
+        self._ledger.settle(settlement)
+
+
+class _Finishing:
+    """The ledger of one lane of a race: its first token is the finish."""
+
+    __slots__ = ("_ledger", "_win")
+
+    def __init__(self, ledger: Ledger, win: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._win = win
+
+    def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
+        self._win()
+        self._ledger.note_first_token(target, attempt, ttft_s)
+
+    def settle(self, settlement: Settlement) -> None:
+        self._ledger.settle(settlement)
+
+
+class _Collected:
+    """Keeps the events of an answer that is wanted whole; what is only told to who watches is told at once."""
+
+    __slots__ = ("_batches", "_send")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._batches: list[Sequence[Event]] = []
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Keep ``events``."""
+        if any(isinstance(event, AttemptFailed) for event in events):
+            self._send([event for event in events if isinstance(event, AttemptFailed)])
+            events = [event for event in events if not isinstance(event, AttemptFailed)]
+        if events:
+            self._batches.append(events)
+
+    def clear(self) -> None:
+        """Forget what was kept."""
+        self._batches.clear()
+
+    def pass_on(self) -> None:
+        """Send all that was kept, as it came."""
+        for events in self._batches:
+            self._send(events)
+
+
+def _may_be_collected(call: Call) -> bool:
+    """Whether an answer that is wanted whole is asked for as a stream: it is to be continued, and may well be long."""
+    is_short = call.max_output_tokens is not None and call.max_output_tokens <= SHORT_ANSWER_TOKENS
+    return call.route.on_interrupt == "continue" and not is_short and not is_spoken(call)
+
+
+_FAILURES = (UpstreamError, InvalidRequest)
+"""What one target fails with; all else ends the call."""
+
+
+def _tells_more(error: UpstreamError | InvalidRequest) -> bool:
+    """Whether an error hides those before it: not that a target cannot express the request, or go on with an answer."""
+    return isinstance(error, UpstreamError) and error.refused != "continuation"
 
 
 def _is_worth_another(error: UpstreamError | InvalidRequest) -> bool:
     """Whether another target may do what this one did not: all but a request that a provider called wrong.
 
-    An ``InvalidRequest`` behind a target says that its wire cannot express the request; another's may.
+    An ``InvalidRequest`` behind a target says that its wire cannot express the request; another's may. A prompt that is
+    too long for one model may fit another.
     """
-    if isinstance(error, InvalidRequest):
+    if isinstance(error, InvalidRequest) or error.retryable or error.refused == "continuation":
         return True
-    if error.was_sent:
-        return False
-    return error.retryable or error.error_type in ("auth", "rate_limited") or error.upstream_status == 404
+    return (
+        error.error_type in ("auth", "rate_limited", "context_length")
+        or error.code == SEAM_NOT_FOUND
+        or error.upstream_status == 404
+    )
