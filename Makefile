@@ -56,10 +56,13 @@ $(VENV)/.developed: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 
-# What the tests use beside Python: Chromium for the page, Node.js for the SDKs written for it. What cannot be had is
-# skipped by the tests, with its reason.
+# What the tests use beside Python: Chromium for the page, Node.js for the SDKs written for it, Prometheus for what it is
+# asked. What cannot be had is skipped by the tests, with its reason.
 $(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json tests/sdk/install.py
 	@if [ -n "$(APT)" ] && ! command -v chromium >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "the tests of the page are skipped"; fi
+	@if [ -n "$(APT)" ] && ! command -v promtool >/dev/null; then \
+		apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null \
+		|| echo "the tests with a real Prometheus are skipped"; fi
 	@$(BIN)/python tests/sdk/install.py || echo "the tests of JavaScript clients are skipped"
 	@touch $@

@@ -1,4 +1,4 @@
-"""The command ``millrace``: serve, check, simulate. Argument parsing, printing and exit codes, nothing else.
+"""The command ``millrace``: serve, check, simulate, dashboards. Argument parsing, printing, exit codes, nothing else.
 
 Exit codes: 0 done, 2 the configuration or the command line is wrong (one line per fault on standard error).
 """
@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--host", metavar="H", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     simulate.add_argument("--port", metavar="P", type=int, default=8090, help="port to listen on (8090)")
     simulate.set_defaults(run=_simulate)
+    boards = commands.add_parser("dashboards", help="write the Grafana boards and the Prometheus rules")
+    boards.add_argument("--out", metavar="DIR", default="dashboards", help="folder to write to (dashboards)")
+    boards.set_defaults(run=_dashboards)
     return parser
 
 
@@ -98,6 +101,18 @@ def _check(options: argparse.Namespace) -> int:
         print(f"{title}:")
         for line in lines or ["(none)"]:
             print(f"  {line}")
+    return 0
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    import dashboards  # noqa: PLC0415, nobody else needs it
+
+    try:
+        written = dashboards.write(Path(options.out))
+    except OSError as error:
+        raise ConfigError([f"command line: --out: {options.out}: {(error.strerror or str(error)).lower()}"]) from error
+    for path in written:
+        print(path)
     return 0
 
 

@@ -136,7 +136,7 @@ def test_check_prints_what_would_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found.out.splitlines() == [
         f"configuration: {file}",
         "middleware:",
-        "  Resume(max_attempts=2)",
+        "  Resume(max_attempts=2, anchor_characters=40)",
         "providers:",
         "  up: openai at its own address, with a key",
         "models:",
@@ -185,6 +185,17 @@ def test_the_commands_say_what_they_take(tmp_path: Path) -> None:
         found = run(*arguments, cwd=tmp_path)
         assert found.returncode == 2
         assert "Traceback" not in found.stderr
+
+
+def test_dashboards_writes_boards_and_rules_and_says_where(tmp_path: Path) -> None:
+    """A folder that cannot be written is one line."""
+    found = run("dashboards", "--out", "boards", cwd=tmp_path)
+    assert found.returncode == 0
+    names = {Path(line).relative_to("boards").as_posix() for line in found.stdout.splitlines()}
+    assert {"grafana/overview.json", "prometheus/alerts.yaml", "runbook.md"} <= names
+    assert all((tmp_path / "boards" / name).is_file() for name in names)
+    (tmp_path / "taken").write_text("")
+    _refused(run("dashboards", "--out", "taken", cwd=tmp_path), "--out", "taken")
 
 
 # --- serve that does not
@@ -282,7 +293,7 @@ async def test_simulate_serves_only_the_simulator(tmp_path: Path) -> None:
 
 
 async def test_a_stream_in_flight_is_finished_after_sigterm(tmp_path: Path) -> None:
-    """Then the process ends, with exit code 0; its log has one line of the stream."""
+    """Then the process ends, with exit code 0; its log has one line of the attempt and one of the stream."""
     script: Script = [STREAM + chunk(ROLE, text("a")), 0.5, chunk(text("b"), FINISH, DONE) + END]
     async with (
         ScriptedUpstream(script) as upstream,
@@ -298,7 +309,8 @@ async def test_a_stream_in_flight_is_finished_after_sigterm(tmp_path: Path) -> N
     assert code == 0
     assert err == ""
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    assert [line["outcome"] for line in lines] == ["completed"]
+    ends = [(line["event"], line.get("result") or line.get("outcome")) for line in lines]
+    assert ends == [("attempt.settled", "completed"), ("stream.finished", "completed")]
 
 
 async def test_a_second_signal_does_not_wait_for_the_streams(tmp_path: Path) -> None:
