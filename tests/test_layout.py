@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gateway", "middleware")
+PACKAGES = ("dashboards", "gateway", "middleware")
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 WITHOUT_TEST = {
+    "dashboards/boards/gateway.py": "a list of panels; tests/dashboards/boards/test_boards.py reads all of them",
+    "dashboards/boards/overview.py": "the same",
+    "dashboards/boards/slo.py": "the same",
+    "dashboards/boards/streams.py": "the same",
+    "dashboards/boards/upstreams.py": "the same",
     "gateway/__init__.py": "only the version",
     "gateway/__main__.py": "one call of the command line, which has its test",
     "gateway/core/__init__.py": "only a docstring",
@@ -21,14 +26,20 @@ WITHOUT_TEST = {
     "gateway/providers/__init__.py": "a table; tests/gateway/providers/test_conformance.py runs all of it",
     "gateway/simulator/__init__.py": "the manual, and names for others to import",
     "gateway/simulator/wires/__init__.py": "only a docstring",
+    "gateway/telemetry/__init__.py": "only a docstring",
     "middleware/__init__.py": "only a docstring",
 }
 """The modules that have no test file of their own, each with its reason."""
 
-PACKAGE_TESTS = {"gateway/page/__init__.py": "tests/gateway/page/test_page.py"}
+PACKAGE_TESTS = {
+    "dashboards/__init__.py": "tests/dashboards/test_dashboards.py",
+    "dashboards/boards/__init__.py": "tests/dashboards/boards/test_boards.py",
+    "gateway/page/__init__.py": "tests/gateway/page/test_page.py",
+}
 """Packages whose code is in ``__init__.py``, and where it is tested."""
 
 NETWORK = {
+    "gateway/admin.py",
     "gateway/app.py",
     "gateway/guard.py",
     "gateway/page/__init__.py",
@@ -149,6 +160,13 @@ def test_a_middleware_imports_the_core_the_pipeline_and_the_words_for_its_option
     assert "aiohttp" not in roots(path)
 
 
+@pytest.mark.parametrize("path", select("dashboards"), ids=str)
+def test_the_dashboards_know_the_catalogue_and_nothing_else_of_the_gateway(path: Path) -> None:
+    """A board can read only what is exported, and making one needs no library."""
+    assert imported_from(path, "gateway") <= {"gateway.telemetry", "gateway.telemetry.catalogue"}
+    assert roots(path) <= sys.stdlib_module_names | {"dashboards", "gateway"}
+
+
 def test_only_the_modules_for_it_touch_the_network() -> None:
     """Everything else can be tested without a socket."""
     users = {path.as_posix() for path in MODULES if "aiohttp" in roots(path)}
@@ -157,10 +175,10 @@ def test_only_the_modules_for_it_touch_the_network() -> None:
 
 LAYERS = (
     ("gateway/core",),
-    ("gateway/schema.py", "gateway/yaml_tree.py", "gateway/logs.py"),
+    ("gateway/schema.py", "gateway/yaml_tree.py", "gateway/logs.py", "gateway/ledger.py", "gateway/telemetry"),
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
     ("gateway/config.py", "gateway/watch.py", "gateway/push.py", "gateway/stream.py"),
-    ("gateway/upstream.py", "gateway/server.py", "gateway/guard.py", "gateway/page"),
+    ("gateway/upstream.py", "gateway/server.py", "gateway/guard.py", "gateway/admin.py", "gateway/page"),
     ("gateway/app.py",),
     ("gateway/cli.py",),
     ("gateway/__main__.py",),
@@ -172,7 +190,7 @@ def test_imports_point_one_way() -> None:
     """``core`` <- ``providers``, ``dialects``, ``pipeline`` <- ``upstream``, ``server`` <- ``app`` <- ``cli``."""
     layer_of = {path: number for number, layer in enumerate(LAYERS) for path in select(*layer)}
     simulator, version = select("gateway/simulator"), Path("gateway/__init__.py")
-    assert set(MODULES) - set(select("middleware")) - set(simulator) - {version} == set(layer_of)
+    assert set(MODULES) - set(select("dashboards", "middleware")) - set(simulator) - {version} == set(layer_of)
     wrong = [
         f"{path} imports {name}"
         for path, number in layer_of.items()
@@ -195,4 +213,4 @@ def test_the_simulator_is_a_server_of_its_own() -> None:
 def test_the_top_level_is_closed() -> None:
     """Benchmarks are in ``tests/benchmarks``, tool settings in ``pyproject.toml``."""
     folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    assert folders - {"dist", "build", "__pycache__"} <= {*PACKAGES, "tests", "dashboards", "deploy"}
+    assert folders - {"dist", "build", "__pycache__"} <= {*PACKAGES, "tests", "deploy"}

@@ -5,6 +5,7 @@ One process for each client and provider asks everything at once; what it heard 
 
 import asyncio
 import json
+from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
@@ -14,6 +15,8 @@ from tests.conftest import KINDS, QUICK, MakeGateway, Running, model_of
 from tests.sdk.install import HERE, find_node, why_not
 from tests.sdk.truth import (
     FAULTS,
+    HALF,
+    HELD,
     NEVER_THINKS,
     PROMPT,
     RESULTS,
@@ -22,6 +25,7 @@ from tests.sdk.truth import (
     THINKS_IN_SECRET,
     TOOL_PROMPT,
     answer_after_tools,
+    calls_of,
     faulty,
     reasoning_of,
     scene_of,
@@ -31,7 +35,12 @@ from tests.sdk.truth import (
 LONGEST_S: Final = 120
 NODE: Final = find_node()
 WHY_NOT: Final = why_not(NODE)
+HALVES: Final = [f"{kept}-{fault}" for kept in (HALF, HELD) for fault in FAULTS]
+"""The models that break inside a tool call."""
 RIVER: Final = {"type": "object", "properties": {"name": {"type": "string"}, "length_km": {"type": "number"}}}
+
+PROVIDERS: Final = ("compatible", "openai")
+"""Those of the AI SDK."""
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 every_kind: Final = pytest.mark.parametrize("kind", KINDS)
@@ -49,6 +58,7 @@ async def run_client(running: Running, script: str) -> Heard:
         "schemas": SCHEMAS,
         "results": RESULTS,
         "faults": list(FAULTS),
+        "halves": HALVES,
     }
     process = await asyncio.create_subprocess_exec(
         NODE.path,
@@ -99,7 +109,9 @@ async def test_openais_client_for_node_hears_the_provider_out(make_gateway: Make
     for way in ("create", "whole"):  # the helper keeps only the last piece of what it does not know
         assert heard[f"{way}-reasoning"]["reasoning"] == _shown(kind, thought)
     assert heard["run-tools"]["text"] == text_of(answer_after_tools())
-    _check_broken(heard)
+    assert heard["run-tools"]["executed"] == _calls(called)
+    _check_broken(heard, ("create", "helper"))
+    _check_broken_calls(heard, ("create", "helper", "run"), called)
 
 
 @every_kind
@@ -109,7 +121,7 @@ async def test_vercels_ai_sdk_hears_the_provider_out(make_gateway: MakeGateway, 
     said, called, thought = _scenes(kind)
     river = json.loads(text_of(scene_of(("user", PROMPT), script=QUICK, answer_schema=RIVER).answers[0]))
 
-    for provider in ("compatible", "openai"):
+    for provider in PROVIDERS:
         for name, scene, finish in (
             ("stream-text", said, "stop"),
             ("whole-text", said, "stop"),
@@ -125,19 +137,20 @@ async def test_vercels_ai_sdk_hears_the_provider_out(make_gateway: MakeGateway, 
             assert (got["usage"]["inputTokens"], got["usage"]["outputTokens"]) == usage
         loop = heard[f"{provider}-stream-loop"]
         assert loop["text"] == text_of(answer_after_tools())
-        assert loop["calls"] == _calls(called)
+        assert loop["calls"] == loop["executed"] == _calls(called)
         assert loop["finish"] == "stop"
         for way in ("stream", "whole"):
             assert json.loads(heard[f"{provider}-{way}-object"]["text"]) == river
     # the provider for OpenAI does not look for reasoning in Chat Completions
     assert heard["compatible-stream-reasoning"]["reasoning"] == _shown(kind, thought)
-    _check_broken(heard)
+    _check_broken(heard, ("compatible-stream", "openai-stream"))
+    _check_broken_calls(heard, [f"{provider}-{way}" for provider in PROVIDERS for way in ("stream", "loop")], called)
 
 
 async def test_vercels_ai_sdk_is_told_why_an_answer_broke_off(make_gateway: MakeGateway) -> None:
     """The error event is read before the connection ends: the SDK hands on its words, and then raises for the end."""
     heard = await run_client(await make_gateway(config=configured("openai")), "vercel_ai.mjs")
-    for provider in ("compatible", "openai"):
+    for provider in PROVIDERS:
         for fault in FAULTS:
             broken = heard[f"{provider}-stream-{fault}"]
             [told] = broken["told"]
@@ -155,21 +168,37 @@ def _scenes(kind: str) -> tuple[Scene, Scene, Scene]:
 
 
 def _calls(scene: Scene) -> list[list[Any]]:
-    return [[call.name, json.loads(call.json)] for call in scene.answers[0].calls]
+    return [list(call) for call in calls_of(scene.answers[0])]
 
 
 def _shown(kind: str, scene: Scene) -> str:
     return "" if kind in THINKS_IN_SECRET else reasoning_of(scene.answers[0])
 
 
-def _check_broken(heard: Heard) -> None:
+def _check_broken(heard: Heard, ways: Iterable[str]) -> None:
     """However the provider broke off the client reports an error, no finish, and a true prefix of the text."""
     whole = text_of(scene_of(("user", PROMPT)).answers[0])
-    broken = {name: one for name, one in heard.items() if name.rpartition("-")[2] in FAULTS}
-    assert len(broken) == 2 * len(FAULTS)
-    assert broken.keys() == {name for name, one in heard.items() if one["error"]}
-    for one in broken.values():
+    for one in (heard[f"{way}-{fault}"] for way in ways for fault in FAULTS):
+        assert one["error"]
         assert one["finish"] in (None, "error")
         assert one["text"]
         assert whole.startswith(one["text"])
         assert one["text"] != whole
+
+
+def _check_broken_calls(heard: Heard, ways: Iterable[str], called: Scene) -> None:
+    """No client calls half a tool call whole, none runs a tool, and of a call that was held none has seen a piece."""
+    calls = _calls(called)
+    for way in ways:
+        for half in HALVES:
+            one = heard[f"{way}-{half}"]
+            assert one["error"], (way, half)
+            assert one["finish"] in (None, "error")
+            assert one["executed"] == []
+            assert one["calls"] == calls[: len(one["calls"])]
+            assert len(one["calls"]) < len(calls)
+            assert not one.get("returned")
+            assert half.startswith(HALF) or one["pieces"] == 0
+    assert {name for name, one in heard.items() if one["error"]} == {
+        name for name in heard if name.rpartition("-")[2] in FAULTS
+    }

@@ -1,10 +1,8 @@
 """OpenAI's own Python client against the gateway, over every provider's wire."""
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pytest
@@ -12,120 +10,49 @@ from openai import (
     APIError,
     AsyncOpenAI,
     BadRequestError,
-    DefaultAsyncHttpxClient,
     InternalServerError,
     LengthFinishReasonError,
     NotFoundError,
     RateLimitError,
 )
 from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletionChunk, ChatCompletionMessage
+from openai.types.chat import ChatCompletionChunk
 from pydantic import BaseModel
 
-from gateway.simulator import Script, parse_script
-from tests.conftest import KINDS, QUICK, MakeGateway, Running, over
+from tests.conftest import KINDS, QUICK, MakeGateway
+from tests.sdk.conftest import MakeClient
+from tests.sdk.heard import Heard, arguments_in, drain, gathered, hear
 from tests.sdk.truth import (
     FAULTS,
+    HALF,
+    HELD,
     NEVER_THINKS,
     ONE_CHOICE,
     PROMPT,
     RESULTS,
-    SCHEMAS,
     SHORT,
     STOPLESS,
     THINKS_IN_SECRET,
     TOOL_PROMPT,
+    TOOLS,
+    WHOLE_CALLS,
     answer_after_tools,
+    calls_of,
     faulty,
+    is_json,
+    once,
+    quick,
     reasoning_of,
     scene_of,
     text_of,
 )
 
-TOOLS: Final = [
-    {"type": "function", "function": {"name": name, "parameters": schema, "strict": True}}
-    for name, schema in SCHEMAS.items()
-]
 WAYS: Final = ("create", "helper", "whole")
 PIXEL: Final = base64.b64encode(b"\x89PNG\r\n\x1a\n not much of an image").decode()
-OTHER_WIRES: Final = ("anthropic", "google", "llama")
-"""What they say is rendered anew; the others' is passed on."""
 
 every_kind: Final = pytest.mark.parametrize("kind", KINDS)
 every_way: Final = pytest.mark.parametrize("way", WAYS)
 every_fault: Final = pytest.mark.parametrize("fault", FAULTS)
-
-
-MakeClient = Callable[[Running], AsyncOpenAI]
-
-
-@pytest.fixture
-async def make_client() -> AsyncIterator[MakeClient]:
-    """Make clients of a gateway; all are closed after the test."""
-    async with AsyncExitStack() as opened:
-
-        def make(running: Running) -> AsyncOpenAI:
-            http_client = DefaultAsyncHttpxClient(verify=False)  # it would read the certificates for every client
-            client = AsyncOpenAI(base_url=f"{running.url}/v1", api_key="any", http_client=http_client)
-            opened.push_async_callback(client.close)
-            return client
-
-        yield make
-
-
-@dataclass(slots=True)
-class Heard:
-    """What a client made of an answer, however it asked."""
-
-    text: str = ""
-    reasoning: str = ""
-    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    finish_reason: str | None = None
-    usage: CompletionUsage | None = None
-
-
-async def hear(client: AsyncOpenAI, way: str, prompt: str = PROMPT, **asked: Any) -> Heard:
-    """Ask in one of the three ways."""
-    asked = {"model": "chat", "messages": [{"role": "user", "content": prompt}], **asked}
-    if way == "whole":
-        completion = await client.chat.completions.create(**asked)
-        choice = completion.choices[0]
-        return _heard(choice.message, choice.finish_reason, completion.usage)
-    asked["stream_options"] = {"include_usage": True}
-    if way == "helper":
-        async with client.chat.completions.stream(**asked) as stream:
-            final = await stream.get_final_completion()
-        return _heard(final.choices[0].message, final.choices[0].finish_reason, final.usage)
-    return _gathered([chunk async for chunk in await client.chat.completions.create(**asked, stream=True)])
-
-
-def _heard(message: ChatCompletionMessage, finish_reason: str, usage: CompletionUsage | None) -> Heard:
-    extra = message.model_extra or {}
-    calls = [call.function for call in message.tool_calls or [] if call.type == "function"]
-    return Heard(
-        text=message.content or "",
-        reasoning=extra.get("reasoning_content") or extra.get("reasoning") or "",
-        calls=[(call.name, json.loads(call.arguments)) for call in calls],
-        finish_reason=finish_reason,
-        usage=usage,
-    )
-
-
-def _gathered(chunks: list[ChatCompletionChunk], index: int = 0) -> Heard:
-    heard = Heard(usage=next((chunk.usage for chunk in chunks if chunk.usage), None))
-    names: dict[int, str] = {}
-    arguments: dict[int, str] = {}
-    for choice in (choice for chunk in chunks for choice in chunk.choices if choice.index == index):
-        delta, extra = choice.delta, choice.delta.model_extra or {}
-        heard.text += delta.content or ""
-        heard.reasoning += extra.get("reasoning_content") or extra.get("reasoning") or ""
-        heard.finish_reason = choice.finish_reason or heard.finish_reason
-        for call in delta.tool_calls or []:
-            assert call.function is not None
-            names[call.index] = names.get(call.index, "") + (call.function.name or "")
-            arguments[call.index] = arguments.get(call.index, "") + (call.function.arguments or "")
-    heard.calls = [(name, json.loads(arguments[place])) for place, name in sorted(names.items())]
-    return heard
 
 
 def _counts(usage: CompletionUsage | None) -> tuple[int, int, int]:
@@ -161,7 +88,7 @@ async def test_parallel_tool_calls_parse_and_match(
     """Two tools called at once arrive as two calls, each with its name and with arguments that are JSON."""
     heard = await hear(make_client(await make_gateway(kind, default=SHORT)), way, TOOL_PROMPT, tools=TOOLS)
     scene = scene_of(("user", TOOL_PROMPT), has_tools=True)
-    assert heard.calls == [(call.name, json.loads(call.json)) for call in scene.answers[0].calls]
+    assert heard.calls == calls_of(scene.answers[0])
     assert len(heard.calls) == 2
     assert heard.finish_reason == "tool_calls"
     assert heard.text == ""
@@ -232,22 +159,20 @@ async def test_every_chunk_has_a_choice_when_usage_is_not_asked_for(
     chunks = [chunk async for chunk in stream]
     # Azure begins with what its filter thinks of the prompt, in a chunk without choices, and its clients know that
     assert all(chunk.choices for chunk in chunks[kind == "azure" :])
-    assert _gathered(chunks).text == text_of(scene_of(("user", PROMPT)).answers[0])
+    assert gathered(chunks).text == text_of(scene_of(("user", PROMPT)).answers[0])
 
 
 @every_kind
 async def test_a_whole_answer_that_says_nothing_of_its_cost_is_counted(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:
-    """A wire that has to be rendered gets the estimate; what speaks OpenAI's own goes out as the provider wrote it."""
-    heard = await hear(make_client(await make_gateway(kind, default=_quick("token_count=60&no_usage"))), "whole")
+    """It is collected from a stream, whatever the wire, and has an estimate where its provider said nothing."""
+    heard = await hear(make_client(await make_gateway(kind, default=quick("token_count=60&no_usage"))), "whole")
     assert heard.text == text_of(scene_of(("user", PROMPT)).answers[0])
     assert heard.finish_reason == "stop"
-    if kind in OTHER_WIRES:
-        tokens = [-(-len(text) // 4) for text in (PROMPT, heard.text)]
-        assert _counts(heard.usage) == (*tokens, sum(tokens))
-    else:
-        assert heard.usage is None
+    assert heard.usage is not None
+    assert heard.usage.completion_tokens == -(-len(heard.text) // 4)
+    assert heard.usage.total_tokens == heard.usage.prompt_tokens + heard.usage.completion_tokens
 
 
 # --- what is asked
@@ -412,7 +337,7 @@ async def test_two_choices_are_kept_apart(make_gateway: MakeGateway, make_client
     whole = await client.chat.completions.create(**asked)
     answers = scene_of(("user", PROMPT), choice_count=2).answers
     for index, answer in enumerate(answers):
-        heard = _gathered(chunks, index)
+        heard = gathered(chunks, index)
         assert heard.text == text_of(answer) == whole.choices[index].message.content
         assert heard.finish_reason == whole.choices[index].finish_reason == "stop"
     assert text_of(answers[0]) != text_of(answers[1])
@@ -443,9 +368,9 @@ async def test_a_broken_stream_raises_in_create(
     client = make_client(await make_gateway(config=faulty(kind), default=SHORT))
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(APIError) as caught:
-        await _drain(client, chunks, model=fault, messages=[{"role": "user", "content": PROMPT}])
+        await drain(client, chunks, model=fault, messages=[{"role": "user", "content": PROMPT}])
     assert caught.value.message
-    _check_prefix(_gathered(chunks))
+    _check_prefix(gathered(chunks))
 
 
 @every_kind
@@ -462,11 +387,6 @@ async def test_a_broken_stream_raises_in_the_helper(
     _check_prefix(Heard(text=snapshot.message.content or "", finish_reason=snapshot.finish_reason))
 
 
-async def _drain(client: AsyncOpenAI, into: list[ChatCompletionChunk], **asked: Any) -> None:
-    async for chunk in await client.chat.completions.create(**asked, stream=True):
-        into.append(chunk)  # noqa: PERF401, a comprehension would lose what came before the error
-
-
 def _check_prefix(heard: Heard) -> None:
     assert heard.finish_reason is None
     assert heard.text
@@ -481,7 +401,7 @@ async def test_the_providers_own_error_is_told(make_gateway: MakeGateway, make_c
     client = make_client(await make_gateway(config=faulty(kind), default=SHORT))
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(APIError) as caught:
-        await _drain(client, chunks, model="error", messages=[{"role": "user", "content": PROMPT}])
+        await drain(client, chunks, model="error", messages=[{"role": "user", "content": PROMPT}])
     assert caught.value.code != "stream_truncated"
     assert {chunk.object for chunk in chunks if chunk.choices} == {"chat.completion.chunk"}
 
@@ -489,9 +409,9 @@ async def test_the_providers_own_error_is_told(make_gateway: MakeGateway, make_c
 @every_kind
 async def test_a_finish_said_twice_is_heard_once(make_gateway: MakeGateway, make_client: MakeClient, kind: str) -> None:
     """A provider that repeats its finish ends the client's choice once."""
-    client = make_client(await make_gateway(kind, default=_quick("token_count=60&after_finish=duplicate")))
+    client = make_client(await make_gateway(kind, default=quick("token_count=60&after_finish=duplicate")))
     chunks: list[ChatCompletionChunk] = []
-    await _drain(client, chunks, model="chat", messages=[{"role": "user", "content": PROMPT}])
+    await drain(client, chunks, model="chat", messages=[{"role": "user", "content": PROMPT}])
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason] == ["stop"]
 
 
@@ -500,7 +420,7 @@ async def test_what_comes_after_the_finish_is_not_heard(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:
     """A provider that goes on after its finish changes neither the text nor the account."""
-    client = make_client(await make_gateway(kind, default=_quick("token_count=60&after_finish=text")))
+    client = make_client(await make_gateway(kind, default=quick("token_count=60&after_finish=text")))
     heard = await hear(client, "create")
     scene = scene_of(("user", PROMPT))
     assert heard.text == text_of(scene.answers[0])
@@ -510,15 +430,64 @@ async def test_what_comes_after_the_finish_is_not_heard(
 
 
 @every_kind
-async def test_half_a_tool_call_is_never_a_whole_one(
-    make_gateway: MakeGateway, make_client: MakeClient, kind: str
+@every_fault
+async def test_half_a_tool_call_is_never_a_whole_one_in_create(
+    make_gateway: MakeGateway, make_client: MakeClient, kind: str, fault: str
 ) -> None:
-    """A stream that ends inside the arguments of a tool call raises, and nothing says that the calls are complete."""
-    client = make_client(await make_gateway(config=_single(kind), default=_quick("half_tool")))
+    """A stream that breaks inside the arguments of a tool call raises, and nothing says that the calls are complete."""
+    client = make_client(await make_gateway(config=faulty(kind)))
     chunks: list[ChatCompletionChunk] = []
     with pytest.raises(APIError):
-        await _drain(client, chunks, model="chat", messages=[{"role": "user", "content": TOOL_PROMPT}], tools=TOOLS)
+        await drain(client, chunks, **_asked_for_tools(f"{HALF}-{fault}"))
     assert not any(choice.finish_reason for chunk in chunks for choice in chunk.choices)
+    is_whole = [is_json(arguments) for arguments in arguments_in(chunks)]
+    assert is_whole == ([True] * len(is_whole) if kind in WHOLE_CALLS else [True, False])
+
+
+@every_kind
+@every_fault
+async def test_half_a_tool_call_is_never_a_whole_one_in_the_helper(
+    make_gateway: MakeGateway, make_client: MakeClient, kind: str, fault: str
+) -> None:
+    """The helper raises as well; a call that it says is done came whole, and the broken one is not among them."""
+    client = make_client(await make_gateway(config=faulty(kind)))
+    done: list[tuple[str, dict[str, Any]]] = []
+    with pytest.raises(APIError):
+        await _help(client, done, **_asked_for_tools(f"{HALF}-{fault}"))
+    calls = calls_of(scene_of(("user", TOOL_PROMPT), has_tools=True).answers[0])
+    assert done == calls[: len(done)]
+    assert len(done) < len(calls)
+
+
+@every_kind
+async def test_a_tool_call_that_is_held_is_whole_or_not_there(
+    make_gateway: MakeGateway, make_client: MakeClient, kind: str
+) -> None:
+    """Where another attempt may be made and all break, the client is told, and has seen nothing of a call."""
+    client = make_client(await make_gateway(config=faulty(kind)))
+    chunks: list[ChatCompletionChunk] = []
+    done: list[tuple[str, dict[str, Any]]] = []
+    asked = [_asked_for_tools(f"{HELD}-{fault}") for fault in FAULTS]
+    ends = await asyncio.gather(
+        *(drain(client, chunks, **one) for one in asked),
+        *(_help(client, done, **one) for one in asked),
+        return_exceptions=True,
+    )
+    assert len(ends) == 2 * len(FAULTS)
+    assert all(isinstance(end, APIError) for end in ends), ends
+    assert not any(choice.finish_reason or choice.delta.tool_calls for chunk in chunks for choice in chunk.choices)
+    assert done == []
+
+
+def _asked_for_tools(model: str) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": TOOL_PROMPT}], "tools": TOOLS}
+
+
+async def _help(client: AsyncOpenAI, done: list[tuple[str, dict[str, Any]]], **asked: Any) -> None:
+    async with client.chat.completions.stream(**asked) as stream:
+        async for event in stream:
+            if event.type == "tool_calls.function.arguments.done":
+                done.append((event.name, json.loads(event.arguments)))  # noqa: PERF401, as in ``drain``
 
 
 @every_kind
@@ -527,7 +496,7 @@ async def test_half_a_whole_answer_is_a_server_error(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str, cut: str
 ) -> None:
     """An answer that was not streamed and broke off in the middle is an HTTP error, asked for once."""
-    running = await make_gateway(config=_single(kind), default=_quick(f"cut_after_bytes=100&cut={cut}"))
+    running = await make_gateway(config=once(kind), default=quick(f"cut_after_bytes=100&cut={cut}"))
     with pytest.raises(InternalServerError):
         await hear(make_client(running), "whole")
     assert len(running.simulator.requests) == 1
@@ -538,7 +507,7 @@ async def test_a_busy_provider_is_a_rate_limit_error_asked_once(
     make_gateway: MakeGateway, make_client: MakeClient, kind: str
 ) -> None:
     """The provider's 429 arrives as the client's own class, with the time to wait, and is not tried again."""
-    running = await make_gateway(config=_single(kind), default=_quick("status=429&retry_after_s=13"))
+    running = await make_gateway(config=once(kind), default=quick("status=429&retry_after_s=13"))
     with pytest.raises(RateLimitError) as caught:
         await hear(make_client(running), "create")
     assert caught.value.response.headers["retry-after"] == "13"
@@ -558,13 +527,3 @@ async def test_models_are_listed_and_found(make_gateway: MakeGateway, make_clien
     names = [model.id async for model in client.models.list()]
     assert names == ["chat", "openai/gpt-5-mini", "google/gemini-3.5-flash"]
     assert [(await client.models.retrieve(name)).id for name in names] == names
-
-
-def _single(kind: str) -> dict[str, Any]:
-    """Return a configuration that asks one target once."""
-    model = {**over(kind)["models"]["chat"], "on_interrupt": "error"}
-    return {**over(kind), "models": {"chat": model}, "middleware": [{"use": "middleware.fallback.Fallback"}]}
-
-
-def _quick(script: str) -> Script:
-    return parse_script(script, QUICK)

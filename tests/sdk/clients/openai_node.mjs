@@ -26,7 +26,13 @@ await run((job) => {
     scenarios[`create-${fault}`] = () => hear((heard) => create(client, body, heard));
     scenarios[`helper-${fault}`] = () => hear((heard) => helper(client, body, heard));
   }
-  scenarios["run-tools"] = () => hear((heard) => runTools(client, job, tools, heard));
+  for (const half of job.halves) {
+    const body = { model: half, ...asked.tools };
+    scenarios[`create-${half}`] = () => hear((heard) => create(client, body, heard));
+    scenarios[`helper-${half}`] = () => hear((heard) => helper(client, body, heard));
+    scenarios[`run-${half}`] = () => hear((heard) => runTools(client, job, body, heard));
+  }
+  scenarios["run-tools"] = () => hear((heard) => runTools(client, job, { model: "full", ...asked.tools }, heard));
   return scenarios;
 });
 
@@ -49,6 +55,7 @@ async function create(client, body, heard) {
       heard.reasoning += delta.reasoning_content ?? delta.reasoning ?? "";
       heard.finish = finish_reason ?? heard.finish;
       for (const { index, function: called } of delta.tool_calls ?? []) {
+        heard.pieces += 1;
         calls[index] ??= { name: "", arguments: "" };
         calls[index].name += called.name ?? "";
         calls[index].arguments += called.arguments ?? "";
@@ -61,6 +68,8 @@ async function create(client, body, heard) {
 async function helper(client, body, heard) {
   const stream = client.chat.completions.stream({ ...body, stream_options: { include_usage: true } });
   stream.on("content", (delta) => (heard.text += delta));
+  stream.on("tool_calls.function.arguments.delta", () => (heard.pieces += 1));
+  stream.on("tool_calls.function.arguments.done", (done) => heard.calls.push([done.name, JSON.parse(done.arguments)]));
   take(await stream.finalChatCompletion(), heard);
 }
 
@@ -76,15 +85,19 @@ function take({ choices: [{ message, finish_reason }], usage }, heard) {
   heard.usage = usage;
 }
 
-async function runTools(client, job, tools, heard) {
+async function runTools(client, job, body, heard) {
   const runner = client.chat.completions.runTools({
-    model: "full",
+    ...body,
     stream: true,
-    messages: [{ role: "user", content: job.toolPrompt }],
-    tools: tools.map((tool) => ({
+    tools: body.tools.map(({ function: { name, ...described } }) => ({
       type: "function",
-      function: { ...tool.function, parse: JSON.parse, function: () => job.results[tool.function.name] },
+      function: { name, ...described, parse: JSON.parse, function: (input) => execute(name, input) },
     })),
   });
   heard.text = await runner.finalContent();
+
+  function execute(name, input) {
+    heard.executed.push([name, input]);
+    return job.results[name];
+  }
 }

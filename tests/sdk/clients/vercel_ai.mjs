@@ -22,20 +22,19 @@ await run((job) => {
   for (const [name, { chatModel }] of Object.entries(models)) {
     const ask = (way, asked) => () => hear((heard) => way({ model: chatModel("chat"), maxRetries: 0, ...asked }, heard));
     const text = { prompt: job.prompt };
-    const tools = { prompt: job.toolPrompt, tools: toolsOf(job, (schema) => ({ inputSchema: schema })) };
+    const tools = { prompt: job.toolPrompt, tools: toolsOf(job) };
     const reasoning = { ...text, providerOptions: { [name]: { reasoningEffort: "medium" } } };
     const object = { ...text, model: chatModel("full"), output: Output.object({ schema: River }) };
-    const loop = {
-      model: chatModel("full"),
-      prompt: job.toolPrompt,
-      stopWhen: isStepCount(3),
-      tools: toolsOf(job, (inputSchema, result) => ({ inputSchema, execute: () => JSON.parse(result) })),
-    };
+    const loop = (model) => () =>
+      hear((heard) => {
+        const executed = { prompt: job.toolPrompt, tools: toolsOf(job, heard), stopWhen: isStepCount(3) };
+        return stream({ model: chatModel(model), maxRetries: 0, ...executed }, heard);
+      });
     Object.assign(scenarios, {
       [`${name}-stream-text`]: ask(stream, text),
       [`${name}-stream-tools`]: ask(stream, tools),
       [`${name}-stream-reasoning`]: ask(stream, reasoning),
-      [`${name}-stream-loop`]: ask(stream, loop),
+      [`${name}-stream-loop`]: loop("full"),
       [`${name}-stream-object`]: ask(stream, object),
       [`${name}-whole-object`]: ask(whole, object),
       [`${name}-whole-text`]: ask(whole, text),
@@ -44,15 +43,23 @@ await run((job) => {
     for (const fault of job.faults) {
       scenarios[`${name}-stream-${fault}`] = ask(stream, { ...text, model: chatModel(fault) });
     }
+    for (const half of job.halves) {
+      scenarios[`${name}-stream-${half}`] = ask(stream, { ...tools, model: chatModel(half) });
+      scenarios[`${name}-loop-${half}`] = loop(half);
+    }
   }
   return scenarios;
 });
 
-function toolsOf(job, make) {
-  const made = Object.entries(job.schemas).map(([name, schema]) => [
-    name,
-    tool(make(jsonSchema(schema), job.results[name])),
-  ]);
+// With a record to fill in the tools are executed, and noted there; without, only described.
+function toolsOf(job, heard) {
+  const made = Object.entries(job.schemas).map(([name, schema]) => {
+    const execute = (input) => {
+      heard.executed.push([name, input]);
+      return JSON.parse(job.results[name]);
+    };
+    return [name, tool({ inputSchema: jsonSchema(schema), ...(heard && { execute }) })];
+  });
   return Object.fromEntries(made);
 }
 
@@ -64,6 +71,7 @@ async function stream(asked, heard) {
     if (heard.parts.at(-1) !== part.type) heard.parts.push(part.type);
     if (part.type === "text-delta") heard.text += part.text;
     if (part.type === "reasoning-delta") heard.reasoning += part.text;
+    if (part.type === "tool-input-delta") heard.pieces += 1;
     if (part.type === "tool-call") heard.calls.push([part.toolName, part.input]);
     if (part.type === "error") {
       heard.error = `${part.error.name ?? "error"}: ${part.error.message}`;
@@ -71,6 +79,7 @@ async function stream(asked, heard) {
     }
     if (part.type === "finish") [heard.finish, heard.usage] = [part.finishReason, part.totalUsage];
   }
+  heard.returned = await result.toolCalls.catch(() => null);
 }
 
 async function whole(asked, heard) {
