@@ -47,7 +47,7 @@ def perform(wire: Wire, incoming: Incoming, script: Script, reply: Reply) -> Htt
         scene = stage(ask, script)
     except Rejected as rejected:
         return wire.http_error(rejected.complaint, reply)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a field that is not what it should be
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:  # a field is odd
         message = f"The request could not be read: {type(error).__name__}: {error}"
         return wire.http_error(Complaint(status=400, message=message), reply)
     return _streamed(wire, ask, scene, script, reply) if ask.is_stream else _whole(wire, ask, scene, script, reply)

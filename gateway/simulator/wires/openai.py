@@ -26,6 +26,7 @@ DONE: Final = b"data: [DONE]\n\n"
 _FINISH: Final = {"length": "length", "tool_calls": "tool_calls", "refusal": "stop", "stop_sequence": "stop"}
 _SAFE: Final = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
 _MOST_CHOICES: Final = 128
+_MOST_ALTERNATIVES: Final = 20
 _PADDING: Final = "millraceheadracetailrace"
 _MESSAGES: Final = {
     401: "Incorrect API key provided: wrong-key. You can find your API key at https://example.org/api-keys.",
@@ -332,7 +333,7 @@ def _wants_reasoning(body: Mapping[str, Any]) -> bool:
 
 def _logprob(token: str, alternatives: int) -> dict[str, Any]:
     sure = -(1 + number(token, 900)) / 1000
-    others = [_alternative(token, place, sure) for place in range(alternatives)]
+    others = [_alternative(token, place, sure) for place in range(min(alternatives, _MOST_ALTERNATIVES))]
     return {**_alternative(token, 0, sure), "top_logprobs": others}
 
 

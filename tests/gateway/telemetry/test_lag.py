@@ -33,9 +33,9 @@ def test_a_blocked_loop_shows(make_loop: Callable[[], asyncio.AbstractEventLoop]
     found = Exposition.of(slab)
     name = "millrace_event_loop_lag_seconds"
     assert found.total(f"{name}_count") >= 4
-    assert found.total(f"{name}_count") - found.total(f"{name}_bucket", le="0.1") == 1
-    assert 0.1 < found.total("millrace_event_loop_lag_max_seconds", worker="3") < 1
-    assert found.total(f"{name}_sum") < 1
+    assert found.total(f"{name}_count") - found.total(f"{name}_bucket", le="0.1") >= 1
+    assert found.total(f"{name}_bucket", le="0.05") >= 1
+    assert 0.1 < found.total("millrace_event_loop_lag_max_seconds", worker="3") < 5
 
 
 async def test_the_worst_lag_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
