@@ -46,6 +46,7 @@ def _fields(settled: Settlement) -> dict[str, object]:
         "is_delivered": settled.is_delivered,
         "duration_s": round(settled.ended_at_s - begun_at_s, 6),
         "ttft_s": None if first_at_s is None else round(first_at_s - begun_at_s, 6),
+        "connect_s": None if settled.connect_s is None else round(settled.connect_s, 6),
     }
     if usage:
         fields["input_tokens"] = usage.input_tokens

@@ -87,16 +87,22 @@ class NoLiveStreams:
 _NOBODY_LOOKS = NoLiveStreams()
 
 
+def _never_look(look: Callable[[], None]) -> None:
+    """Look at nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
     """What a part of the chain tells its observations to; left out, to nobody.
 
-    ``slo`` is what a stream must keep to count as good.
+    ``slo`` is what a stream must keep to count as good. ``sample`` takes a function that is to be called a few times a
+    second, for what changes by itself and is only known by looking.
     """
 
     meters: Meters = NO_METERS
     slo: Slo = field(default_factory=Slo)
     live: LiveStreams = _NOBODY_LOOKS
+    sample: Callable[[Callable[[], None]], None] = _never_look
 
 
 @runtime_checkable

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 
 import structlog
 from aiohttp import web
+from structlog.contextvars import bound_contextvars
 
-from gateway.core.call import Call, Route
+from gateway.core.call import Call, Flow, Route
 from gateway.core.errors import (
     ClientError,
     ClientGone,
@@ -33,6 +34,7 @@ from gateway.core.errors import (
 )
 from gateway.core.events import Event, StreamStarted
 from gateway.core.ledger import Ledger, NoLedger
+from gateway.core.trace import NO_TRACER, Trace, Tracer
 from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
@@ -63,7 +65,8 @@ class ServerOptions:
 class Server:
     """Handles requests. ``route`` finds where calls for a model may go, ``models`` lists what may be asked for.
 
-    Every attempt that is made for one is settled in ``ledger``.
+    Every attempt that is made for one is settled in ``ledger``. ``tracer`` begins a trace of each, which whoever
+    observes the call ends; its ids are on every line that is logged meanwhile, and the client is told of them.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Server:
         models: Sequence[str],
         options: ServerOptions,
         ledger: Ledger = NoLedger(),  # noqa: B008, it has no state
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._middlewares = middlewares
         self._authenticators = [item for item in middlewares if isinstance(item, Authenticator)]
@@ -83,6 +87,7 @@ class Server:
         self._models = tuple(models)
         self._options = options
         self._ledger = ledger
+        self._tracer = tracer
         self._started_unix_s = int(time.time())
         self._live: set[asyncio.Task[object]] = set()
         self._streams: set[ClientStream] = set()
@@ -128,9 +133,11 @@ class Server:
 
         Cancelled while it waits, it ends them at once.
         """
+        loop = asyncio.get_running_loop()
+        due_at_s = loop.time() + timeout_s
         try:
-            if self._live:
-                await asyncio.wait(self._live, timeout=timeout_s)
+            while self._live and (left_s := due_at_s - loop.time()) > 0:  # some may begin while others end
+                await asyncio.wait(self._live, timeout=left_s)
         finally:
             for task in self._live:
                 task.cancel(DRAINED)
@@ -167,12 +174,18 @@ class Server:
             call = await self._read(request, call, dialect)
         except ClientError as error:
             pipeline = compose(self._middlewares, _refuse(error))
-        try:
-            if call.stream:
-                return await self._stream(request, call, dialect, pipeline)
-            return await self._answer(call, dialect, pipeline)
-        except GatewayError as error:
-            return error_response(error, call.request_id, dialect)
+        trace = self._tracer.begin(call)
+        with bound_contextvars(request_id=call.request_id, **trace.log_fields):
+            try:
+                if call.stream:
+                    response = await self._stream(request, call, trace, dialect, pipeline)
+                else:
+                    response = await self._answer(_traced(call, trace), dialect, pipeline)
+            except GatewayError as error:
+                response = error_response(error, call.request_id, dialect)
+        if not response.prepared:
+            response.headers.update(_trace_headers(trace))
+        return response
 
     async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
         """Read the body into the call; a caller without a key is refused before a byte of it is read."""
@@ -209,13 +222,15 @@ class Server:
         headers = _target_headers(started)
         return web.Response(body=dialect.answer(call, events), content_type="application/json", headers=headers)
 
-    async def _stream(self, request: web.Request, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, call: Call, trace: Trace, dialect: Dialect, pipeline: Next
+    ) -> web.StreamResponse:
         """Run the pipeline beside the connection: when the client leaves, it is cancelled at once."""
         options = self._options
         stream = ClientStream(
             dialect.encoder(call), heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
         )
-        call = replace(call, flow=stream)
+        call = _traced(call, trace, stream)
         self._streams.add(stream)
         work = asyncio.ensure_future(_guarded(pipeline(call, stream.send), call))
         work.add_done_callback(stream.wake)
@@ -223,7 +238,7 @@ class Server:
             await stream.committed
             if not stream.has_begun:
                 await work  # raises what is to be told by a status
-            response = await self._commit(request, stream, dialect)
+            response = await self._commit(request, stream, trace, dialect)
             await self._end(work, stream, response)
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):  # it is not the client who has left
@@ -238,10 +253,12 @@ class Server:
             await _stop(work)
         return response
 
-    async def _commit(self, request: web.Request, stream: ClientStream, dialect: Dialect) -> web.StreamResponse:
+    async def _commit(
+        self, request: web.Request, stream: ClientStream, trace: Trace, dialect: Dialect
+    ) -> web.StreamResponse:
         """Fix status and headers: from here on an error can only be told in the stream."""
         headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_target_headers(stream.started)}
-        response = web.StreamResponse(headers=headers)
+        response = web.StreamResponse(headers=headers | _trace_headers(trace))
         response.enable_chunked_encoding()
         try:
             await response.prepare(request)
@@ -274,7 +291,7 @@ async def _guarded(work: Awaitable[None], call: Call) -> None:
     except GatewayError:
         raise
     except Exception as error:
-        log.exception("internal_error", request_id=call.request_id, endpoint=call.endpoint)
+        log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
         raise InternalError("the gateway failed; the details are in its log under the request id") from error
 
 
@@ -291,6 +308,15 @@ def _refuse(error: ClientError) -> Next:
         raise error
 
     return refuse
+
+
+def _traced(call: Call, trace: Trace, flow: Flow | None = None) -> Call:
+    """Return the call with its trace and its flow, and with no headers for a provider but those it may be told."""
+    return replace(call, trace=trace, headers=trace.headers_for(call.headers), flow=flow or call.flow)
+
+
+def _trace_headers(trace: Trace) -> dict[str, str]:
+    return {"traceparent": trace.told_client} if trace.told_client else {}
 
 
 def _target_headers(started: StreamStarted | None) -> dict[str, str]:

@@ -70,6 +70,11 @@ class ClientStream:
         self._write(transport, data)
 
     @property
+    def is_committed(self) -> bool:
+        """Whether the answer has begun, if only with a sign of life."""
+        return self._transport is not None or bool(self._pending)
+
+    @property
     def is_paused(self) -> bool:
         """Whether reading from the provider should pause."""
         return self._writable is not None

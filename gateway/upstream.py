@@ -22,9 +22,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import Self
+from types import SimpleNamespace
+from typing import Any, Self
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from msgspec import structs
 from yarl import URL
 
@@ -128,17 +130,51 @@ def _has_own_token(call: Call) -> bool:
     return checkpoint is not None and checkpoint.target == str(call.target)
 
 
+class _Abrupt(ResponseHandler):
+    """A connection that is never closed politely: with TLS that waits for the other side, up to half a minute.
+
+    A call may be cancelled while aiohttp still waits for the head of its answer, and then it is aiohttp that closes.
+    """
+
+    def close(self) -> None:
+        self.abort()
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes such connections."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Abrupt, loop=self._loop)  # type: ignore[assignment]  # it is one of these
+
+
 def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
     """Return a session made for long streams; to be called inside the loop that will use it."""
     keeping = {"keepalive_timeout": 30.0} if keeps_connections else {"force_close": True}
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=10, **keeping),
+        connector=_Connector(limit=0, ttl_dns_cache=10, **keeping),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"user-agent": "millrace", "accept-encoding": "identity"},
+        trace_configs=[_connection_times()],
     )
+
+
+def _connection_times() -> aiohttp.TraceConfig:
+    """Return what tells the function in ``trace_request_ctx`` how long a new connection has taken."""
+
+    async def begin(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+        context.began_at_s = time.monotonic()
+
+    async def end(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+        context.trace_request_ctx(time.monotonic() - context.began_at_s)
+
+    times = aiohttp.TraceConfig()
+    times.on_connection_create_start.append(begin)
+    times.on_connection_create_end.append(end)
+    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +184,7 @@ class _Gauged:
     meters: Meters
     upstream: str
     in_flight: Gauge
+    connect: Histogram
     ttft: Histogram
     gap: Histogram
     transit: Histogram
@@ -161,6 +198,7 @@ class _Gauged:
             meters,
             upstream,
             in_flight=meters.gauge("millrace_upstream_inflight", upstream),
+            connect=meters.histogram("millrace_upstream_connect_seconds", upstream),
             ttft=meters.histogram("millrace_upstream_ttft_seconds", upstream, model),
             gap=meters.histogram("millrace_chunk_gap_seconds", model, upstream),
             transit=meters.histogram("millrace_chunk_transit_seconds"),
@@ -241,6 +279,7 @@ class _Attempt:
 
     __slots__ = (
         "_call",
+        "_connect_s",
         "_decoder",
         "_first_token_at_s",
         "_gauged",
@@ -264,6 +303,7 @@ class _Attempt:
         self._send = send
         self._gauged = gauged
         self._started_at_s: float | None = None
+        self._connect_s: float | None = None
         self._first_token_at_s: float | None = None
         self._usage: Usage | None = None
         self._provider = upstream.provider
@@ -307,6 +347,7 @@ class _Attempt:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_timeout_s),
                 allow_redirects=False,
                 proxy=self._proxy,
+                trace_request_ctx=self._note_connect,
             )
             try:
                 self._gauged.note_limits(response.headers)
@@ -321,6 +362,10 @@ class _Attempt:
         now_s = self._started_at_s = time.monotonic()
         if self._call.attempt == 1 and self._call.received_at_s:
             self._gauged.request.observe(now_s - self._call.received_at_s)
+
+    def _note_connect(self, connect_s: float) -> None:
+        self._connect_s = connect_s
+        self._gauged.connect.observe(connect_s)
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
         status = response.status
@@ -430,6 +475,7 @@ class _Attempt:
                 started_at_s=self._started_at_s,
                 ended_at_s=time.monotonic(),
                 first_token_at_s=self._first_token_at_s,
+                connect_s=self._connect_s,
                 way=call.continuation.way if call.continuation else None,
                 usage=self._decoder.usage if self._decoder is not None else self._usage,
                 is_delivered=self.has_sent,

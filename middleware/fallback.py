@@ -31,7 +31,7 @@ from gateway.core.budget import Budget, Budgets
 from gateway.core.call import Call, Route, Target
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import AttemptFailed, Event
-from gateway.core.health import HealthBoard, State
+from gateway.core.health import HealthBoard, State, TargetHealth
 from gateway.core.ledger import Ledger, Settlement
 from gateway.core.meters import NO_METERS, Meters, upstream_label
 from gateway.core.plan import is_spoken
@@ -77,6 +77,7 @@ class Fallback:
     _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
     _meters: Meters = field(default=NO_METERS, repr=False, compare=False)
     _board: HealthBoard = field(init=False, repr=False, compare=False)
+    _shown: dict[str, None] = field(init=False, repr=False, compare=False)
     _budgets: Budgets = field(init=False, repr=False, compare=False)
     _hedges: Budget = field(init=False, repr=False, compare=False)
 
@@ -86,12 +87,15 @@ class Fallback:
         budgets = Budgets(percent=self.retry_percent, floor_per_s=self.retry_floor_per_s)
         hedges = Budget(self.hedge_percent, 0.0, HEDGE_WINDOW_S)
         object.__setattr__(self, "_board", board)
+        object.__setattr__(self, "_shown", {})
         object.__setattr__(self, "_budgets", budgets)
         object.__setattr__(self, "_hedges", hedges)
 
     def instrumented(self, telemetry: Telemetry) -> Fallback:
         """Return one that shows how each target is doing, and counts races."""
-        return replace(self, _meters=telemetry.meters)
+        shown = replace(self, _meters=telemetry.meters)
+        telemetry.sample(shown.look)
+        return shown
 
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay one whole answer, from as many targets as it takes."""
@@ -187,16 +191,40 @@ class Fallback:
         return _Watching(ledger, self._board, self._clock, partial(self.show, route), has_pace=has_pace)
 
     def show(self, route: Route, target: Target) -> None:
-        """Show the breaker and the pace of a target, if the configuration names it."""
-        upstream, now_s = str(target), self._clock()
-        if upstream_label(route, target) != upstream:
-            return
+        """Show the breaker and the pace of a target, if the configuration names it; tell the log if it changed."""
+        upstream = str(target)
         health = self._board.of(upstream)
+        self._tell(upstream, health)
+        if upstream_label(route, target) == upstream:
+            self._shown[upstream] = None
+            self._show(upstream, health)
+
+    def look(self) -> None:
+        """Show again what was shown: a breaker that was open long enough is half open without anybody's doing."""
+        for upstream in self._shown:
+            health = self._board.of(upstream)
+            self._tell(upstream, health)
+            self._show(upstream, health)
+
+    def _show(self, upstream: str, health: TargetHealth) -> None:
+        now_s = self._clock()
         state, ttft_s = health.breaker.state(now_s), health.pace.ttft_s(now_s)
         for one in get_args(State):
             self._meters.gauge("millrace_upstream_state", upstream, one).set(float(one == state))
         if ttft_s is not None:
             self._meters.gauge("millrace_upstream_ttft_ewma_seconds", upstream).set(ttft_s)
+
+    def _tell(self, upstream: str, health: TargetHealth) -> None:
+        """Tell the log that a breaker is in another state than it was told last."""
+        now_s = self._clock()
+        state = health.breaker.state(now_s)
+        if state == health.told:
+            return
+        health.told = state
+        if state == "open":
+            log.warning("breaker.opened", target=upstream, open_s=round(health.breaker.open_until_s - now_s, 3))
+        else:
+            log.info("breaker.closed" if state == "closed" else "breaker.half_opened", target=upstream)
 
     def count_race(self, route: Route, *, is_won: bool) -> None:
         """Count a race, by whether it was worth it: whether the second target had the first token."""
@@ -254,7 +282,7 @@ class _Tour:
         An error that is told from one of another attempt was told itself, when that was to be made and was declined.
         """
         log.warning(
-            "target_failed",
+            "target.failed",
             request_id=self._call.request_id,
             target=str(self.target),
             error_type=error.error_type,
@@ -403,7 +431,7 @@ class _Race:
         if taken is None:
             return
         second, attempt = taken
-        log.info("hedged", request_id=self._call.request_id, target=str(self._tour.target), second=str(second))
+        log.info("call.hedged", request_id=self._call.request_id, target=str(self._tour.target), second=str(second))
         others = max(0, self._call.other_targets - 1)
         self._start(replace(self._call, target=second, attempt=attempt, other_targets=others), second)
 

@@ -1,7 +1,9 @@
-"""What is known of a call when it has ended, told once: as one log line, and in metrics that add up.
+"""What is known of a call when it has ended, told once: as one log line, in its trace, and in metrics that add up.
 
 Whatever ends a call, it has exactly one outcome. At any time the calls that were started are those with an outcome and
-those in flight, and there are as many outcomes as lines. Neither holds anything of what was said.
+those in flight, and there are as many outcomes as lines and as traces. None holds anything of what was said.
+
+The status that is told is the one that the client has: a stream that breaks behind its first byte is a 200 that failed.
 
 Times are on the monotonic clock, as the client has them: TTFT from the last byte of the request to the first token
 handed on. TTFT, TPOT, gaps, stalls and objectives are those of streams, since who wants the answer whole waits for its
@@ -31,6 +33,8 @@ from gateway.core.errors import (
     ClientGone,
     Forbidden,
     GatewayError,
+    GatewayStopping,
+    InternalError,
     RateLimited,
     RequestTimeout,
     RequestTooLarge,
@@ -98,14 +102,24 @@ class _Observed:
         self._ledger = call.ledger
         self._meters = telemetry.meters
         self._live = telemetry.live
+        self._trace = call.trace
+        self._exemplar = call.trace.exemplar_trace_id
+        self._flow = call.flow
         self._clock = clock
+        self._started_at_s: float | None = None
+        self._spoke_at_s: float | None = None
+        self._settled_count = 0
         self._delivered_tokens: list[int] = []
         self._wasted_tokens = 0
         self._heard_count = 0
         self._outcome = ""
         self._ended_at_s: float | None = None
         self.progress = Progress(
-            call.received_at_s or clock(), telemetry.slo, choice_count=call.choice_count, note_phase=self._move
+            call.received_at_s or clock(),
+            telemetry.slo,
+            choice_count=call.choice_count,
+            note_phase=self._move,
+            note=call.trace.note,
         )
         self._meters.counter("millrace_requests_started_total", self._endpoint, self._model).inc()
         self._count_active(self.progress.phase, 1)
@@ -137,7 +151,7 @@ class _Observed:
             "ttft_s": _rounded(progress.ttft_s),
             "idle_s": None if has_ended else _rounded(now_s - max(progress.last_at_s, progress.asked_at_s)),
             "age_s": _rounded(now_s - progress.asked_at_s),
-            "attempts": progress.attempt_count,
+            "attempts": self._settled_count if has_ended else progress.attempt_count,
             "outcome": self._outcome or None,
         }
 
@@ -160,6 +174,8 @@ class _Observed:
 
     def settle(self, settlement: Settlement) -> None:
         """Count the attempt and its tokens, and pass it on."""
+        self._settled_count += 1
+        self._time(settlement)
         if settlement.result == "failed":
             self.progress.note_failed_attempt(settlement.started_at_s)
         upstream = upstream_label(self._route, settlement.target)
@@ -168,7 +184,15 @@ class _Observed:
             "millrace_upstream_attempts_total", upstream, self._model, settlement.result, error_type
         ).inc()
         self._count_usage(settlement, upstream)
+        self._trace.attempt(settlement)
         self._ledger.settle(settlement)
+
+    def _time(self, settlement: Settlement) -> None:
+        """Note when the first attempt was begun, and when the one that the client heard first had its first token."""
+        if self._started_at_s is None or settlement.started_at_s < self._started_at_s:
+            self._started_at_s = settlement.started_at_s
+        if self._spoke_at_s is None and settlement.is_delivered:
+            self._spoke_at_s = settlement.first_token_at_s
 
     def _count_usage(self, settlement: Settlement, upstream: str) -> None:
         """Count what an attempt used; one that brought nothing has nothing to account for."""
@@ -235,8 +259,7 @@ class _Observed:
         if self._is_stream:
             self._count_stream(met)
         self._live.end(self, is_kept=outcome != "rejected")
-        with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
-            self._log(error, met, now_s)
+        self._tell(error, met, now_s)
 
     def _count_overlap(self) -> None:
         """Count as wasted what several attempts generated of an answer, and what is not in it."""
@@ -250,7 +273,7 @@ class _Observed:
         outcome, stream = self._outcome, "true" if self._is_stream else "false"
         meters.counter("millrace_requests_total", endpoint, model, stream, outcome).inc()
         duration = meters.histogram("millrace_request_duration_seconds", endpoint, model, stream)
-        duration.observe(now_s - progress.asked_at_s)
+        duration.observe(now_s - progress.asked_at_s, self._exemplar)
         if isinstance(error, ClientError):
             meters.counter("millrace_rejected_total", _reason_of(error)).inc()
         if outcome == "client_aborted":
@@ -271,14 +294,16 @@ class _Observed:
         meters, model, progress = self._meters, self._model, self.progress
         upstream = upstream_label(self._route, progress.target)
         if (ttft_s := progress.ttft_s) is not None:
-            meters.histogram("millrace_ttft_seconds", model, upstream).observe(ttft_s)
+            meters.histogram("millrace_ttft_seconds", model, upstream).observe(ttft_s, self._exemplar)
         if (ttfc_s := progress.ttfc_s) is not None:
             meters.histogram("millrace_time_to_first_content_seconds", model).observe(ttfc_s)
         if tpot_s := progress.tpot_s:
             meters.histogram("millrace_tpot_seconds", model, upstream).observe(tpot_s)
             meters.histogram("millrace_stream_tokens_per_second", model, upstream).observe(1 / tpot_s)
         if progress.max_gap_s:
-            meters.histogram("millrace_stream_max_gap_seconds", model, upstream).observe(progress.max_gap_s)
+            meters.histogram("millrace_stream_max_gap_seconds", model, upstream).observe(
+                progress.max_gap_s, self._exemplar
+            )
         for stall in progress.stalls:
             slow = upstream_label(self._route, stall.target)
             meters.counter("millrace_stalls_total", model, slow, stall.phase, stall.resolution).inc()
@@ -288,21 +313,48 @@ class _Observed:
         for objective, is_met in met.items():
             meters.counter("millrace_slo_streams_total", model, objective, "true" if is_met else "false").inc()
 
-    def _log(self, error: BaseException | None, met: Mapping[Objective, bool], now_s: float) -> None:
+    def _tell(self, error: BaseException | None, met: Mapping[Objective, bool], now_s: float) -> None:
+        """End the trace, and write the line."""
+        progress, told = self.progress, _told(error)
+        has_error = told is not None and self._outcome != "client_aborted"
+        error_type, code = (_error_type_of(told), told.code) if told is not None and has_error else (None, None)
+        http_status = None if self._outcome == "client_aborted" else 200 if told is None else told.status_code
+        if self._flow.is_committed:
+            http_status = 200
+        started, finish_reasons = progress.started, list(progress.finish_reasons.values())
+        self._trace.end(
+            self._outcome,
+            usage=progress.usage,
+            finish_reasons=finish_reasons,
+            response_id=started.id if started else None,
+            response_model=started.model if started else None,
+            ttft_s=progress.ttft_s,
+            http_status=http_status,
+            error_type=error_type,
+        )
+        ended = {"http_status": http_status, "error_type": error_type, "code": code}
+        write = log.info if self._outcome in _QUIET else log.warning
+        with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
+            write("stream.finished", **self._line(met, now_s), **{key: value for key, value in ended.items() if value})
+
+    def _line(self, met: Mapping[Objective, bool], now_s: float) -> Mapping[str, object]:
+        """Return what the log is told, but for how the call ended."""
         progress, usage = self.progress, self.progress.usage
         fields: dict[str, object] = {
             "request_id": self._request_id,
+            **self._trace.log_fields,
             "endpoint": self._endpoint,
             "model": self._model,
             "target": progress.target or None,
             "targets": progress.targets,
-            "attempts": progress.attempt_count,
+            "attempts": self._settled_count,
             "resumed": len(progress.seams),
             "stream": self._is_stream,
             "outcome": self._outcome,
             "finish_reason": next(iter(progress.finish_reasons.values()), None),
             "duration_s": _rounded(now_s - progress.asked_at_s),
             "ttft_s": _rounded(progress.ttft_s),
+            "overhead_s": _rounded(self._overhead_s),
             "delta_count": progress.delta_count,
             "input_tokens": usage.input_tokens if usage else None,
             "output_tokens": usage.output_tokens if usage else None,
@@ -323,10 +375,18 @@ class _Observed:
         fields |= {name: value for name, value in self._rarities().items() if value}
         if self._outcome == "client_aborted":
             fields["client_abort_phase"] = progress.phase
-        if isinstance(error, GatewayError):
-            fields |= {"error_type": error.error_type, "code": error.code, "http_status": error.status_code}
-        write = log.info if self._outcome in _QUIET else log.warning
-        write("stream.finished", **fields)
+        return fields
+
+    @property
+    def _overhead_s(self) -> float | None:
+        """How much of the time to the first token was the gateway's own.
+
+        That is from the request to the first attempt, and from the provider's first token to its delivery.
+        """
+        progress = self.progress
+        if self._started_at_s is None or self._spoke_at_s is None or progress.first_at_s is None:
+            return None
+        return self._started_at_s - progress.asked_at_s + max(0.0, progress.first_at_s - self._spoke_at_s)
 
     def _rarities(self) -> Mapping[str, float | None]:
         """Return what is only in the line of a call in which there was any of it."""
@@ -353,6 +413,11 @@ class _WatchedFlow:
         self._progress = progress
         self._backpressure = backpressure
         self._clock = clock
+
+    @property
+    def is_committed(self) -> bool:
+        """Whether the answer has begun."""
+        return self._flow.is_committed
 
     @property
     def is_paused(self) -> bool:
@@ -393,6 +458,24 @@ def outcome_of(error: BaseException | None) -> str:
             return "upstream_error"
         case _:
             return "gateway_error"
+
+
+def _told(error: BaseException | None) -> GatewayError | type[GatewayError] | None:
+    """Return what the client is told of an error, if only as one of its kind."""
+    match error:
+        case None | GatewayError():
+            return error
+        case asyncio.CancelledError(args=(word,)) if word == DRAINED:
+            return GatewayStopping
+        case asyncio.CancelledError():
+            return ClientGone
+        case _:
+            return InternalError
+
+
+def _error_type_of(told: GatewayError | type[GatewayError]) -> str:
+    """Return the kind of an error; what the gateway itself did has the code for a name."""
+    return told.code if told.error_type == "_OTHER" else told.error_type
 
 
 def _result_of(outcome: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from gateway.core.budget import Budgets
 from gateway.core.continuation import Continuation
 from gateway.core.ledger import Ledger, NoLedger
+from gateway.core.trace import NO_TRACE, Trace
 from gateway.core.transcript import Transcript
 
 Json: TypeAlias = Mapping[str, Any]
@@ -179,6 +180,10 @@ class Flow(Protocol):
     """Back-pressure: whether the client's socket takes more, and a way to wait until it does."""
 
     @property
+    def is_committed(self) -> bool:
+        """Whether the answer has begun, if only with a sign of life, so that no status can tell of an error."""
+
+    @property
     def is_paused(self) -> bool:
         """Whether reading from the provider should pause."""
 
@@ -189,6 +194,7 @@ class Flow(Protocol):
 class OpenFlow:
     """The flow of a consumer that always takes more."""
 
+    is_committed = False
     is_paused = False
 
     async def wait(self) -> None:
@@ -206,7 +212,7 @@ class Call:
     Of an attempt: ``attempt`` counts from 1 over all targets, ``other_targets`` is how many could be tried after this
     one. ``delivered`` is what the client has of the answer from targets before, ``continuation`` what this attempt is
     to make of it. ``is_fresh`` wants a connection that nobody used before. ``ledger`` is where the attempt is
-    settled, ``budgets`` what another one is paid from; without any, none is counted.
+    settled, ``budgets`` what another one is paid from; without any, none is counted. ``trace`` is told what happens.
     """
 
     request_id: str
@@ -243,6 +249,7 @@ class Call:
     flow: Flow = field(default=OpenFlow(), repr=False)
     ledger: Ledger = field(default=NoLedger(), repr=False)
     budgets: Budgets | None = field(default=None, repr=False)
+    trace: Trace = field(default=NO_TRACE, repr=False)
 
     @property
     def target_model(self) -> str:

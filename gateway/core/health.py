@@ -186,10 +186,11 @@ class Pace:
 
 @dataclass(slots=True)
 class TargetHealth:
-    """One target's breaker and pace, and what its attempts tell them."""
+    """One target's breaker and pace, and what its attempts tell them. ``told`` is the state that was told last."""
 
     breaker: Breaker = field(default_factory=Breaker)
     pace: Pace = field(default_factory=Pace)
+    told: State = "closed"
 
     def note_first_token(self, ttft_s: float, now_s: float) -> None:
         """Take in that an attempt has just brought its first token, ``ttft_s`` after it was begun."""

@@ -26,9 +26,10 @@ Result = Literal["completed", "failed", "cancelled"]
 class Settlement:
     """What one attempt came to. Times are on the monotonic clock.
 
-    ``usage`` is what the provider reported, or an estimate that says so; ``None`` where nothing was generated as far as
-    anybody knows. ``reason`` is a word for what cancelled it: ``client_gone``, ``drained``, ``hedge_lost``, or
-    ``enough`` when whoever tried had all that was wanted. ``is_delivered`` says whether any of it was passed on.
+    ``connect_s`` is what a new connection took, ``None`` where one was kept. ``usage`` is what the provider reported,
+    or an estimate that says so; ``None`` where nothing was generated as far as anybody knows. ``reason`` is a word for
+    what cancelled it: ``client_gone``, ``drained``, ``hedge_lost``, or ``enough`` when whoever tried had all that was
+    wanted. ``is_delivered`` says whether any of it was passed on.
     """
 
     request_id: str
@@ -39,6 +40,7 @@ class Settlement:
     started_at_s: float
     ended_at_s: float
     first_token_at_s: float | None = None
+    connect_s: float | None = None
     way: Way | None = None
     usage: Usage | None = None
     is_delivered: bool = False

@@ -28,6 +28,7 @@ from gateway.core.events import (
     Usage,
     UsageReported,
 )
+from gateway.core.trace import Attributes
 
 Phase = Literal["prefill", "reasoning", "decode", "draining"]
 """Before the first token, before the first visible one, and behind it; at last, that the gateway is stopping."""
@@ -74,11 +75,16 @@ def _ignore(before: Phase, phase: Phase) -> None:
     """Take no note of a phase."""
 
 
+def _forget(name: str, attributes: Attributes) -> None:
+    """Take no note of what happened."""
+
+
 @dataclass(slots=True, eq=False)
 class Progress:
     """One answer on its way. ``asked_at_s`` and all other times are on one monotonic clock.
 
-    ``note_phase`` is called with the phase that ends and the one that begins. Times shown are those of the first token,
+    ``note_phase`` is called with the phase that ends and the one that begins, ``note`` with what is worth an event of a
+    trace when it happens: ``first_token``, ``stall``, ``seam``, ``failover``. Times shown are those of the first token,
     the first visible one and the last; of the last, moved on by as long as the client did not read behind it.
     """
 
@@ -86,6 +92,7 @@ class Progress:
     slo: Slo = field(default_factory=Slo)
     choice_count: int = 1
     note_phase: Callable[[Phase, Phase], None] = _ignore
+    note: Callable[[str, Attributes], None] = _forget
 
     phase: Phase = field(default="prefill", init=False)
     delta_count: int = field(default=0, init=False)
@@ -98,6 +105,7 @@ class Progress:
     target: str = field(default="", init=False)
     last_target: str = field(default="", init=False)
     targets: list[str] = field(default_factory=list, init=False)
+    started: StreamStarted | None = field(default=None, init=False)
     usage: Usage | None = field(default=None, init=False)
     finish_reasons: dict[int, FinishReason] = field(default_factory=dict, init=False)
     failovers: dict[int, AttemptFailed] = field(default_factory=dict, init=False)
@@ -270,6 +278,7 @@ class Progress:
             self._note_loss(gap_s, now_s)
         if self.first_at_s is None:
             self.first_at_s = now_s
+            self.note("first_token", {"target": self.last_target})
         else:
             self.max_gap_s = max(self.max_gap_s, gap_s)
             self._note_stall(gap_s, "failed_over" if self._is_failing else "recovered")
@@ -291,6 +300,10 @@ class Progress:
     def _note_stall(self, gap_s: float, resolution: Resolution) -> None:
         if gap_s > self.slo.max_gap_s:
             self.stalls.append(Stall(self._speaker, self.phase, resolution, gap_s))
+            said: Attributes = {
+                "target": self._speaker, "phase": self.phase, "resolution": resolution, "length_s": gap_s,
+            }  # fmt: skip
+            self.note("stall", said)
 
     def _move(self, phase: Phase) -> None:
         before = self.phase
@@ -308,12 +321,18 @@ class Progress:
             case AttemptFailed():
                 self._note_failure(event)
             case StreamStarted():
+                self.started = self.started or event
                 self._speak(event.target)
             case StreamContinued():
-                self.seams.append(event)
-                self._speak(event.target)
+                self._note_seam(event)
             case _:
                 pass
+
+    def _note_seam(self, event: StreamContinued) -> None:
+        self.seams.append(event)
+        self._speak(event.target)
+        said = {name: getattr(event, name) for name in ("target", "from_target", "way", "attempt", "character_count")}
+        self.note("seam", said)
 
     def _note_failure(self, event: AttemptFailed) -> None:
         """An attempt has failed and there will be another; what could not even be tried is no attempt."""
@@ -323,6 +342,8 @@ class Progress:
         if event.attempt:
             self._failed.add(event.attempt)
             self.failovers.setdefault(event.attempt, event)
+            said = {name: getattr(event, name) for name in ("target", "attempt", "error_type", "code", "has_delivered")}
+            self.note("failover", said)
 
     def _speak(self, target: str) -> None:
         """The next tokens are of this target."""

@@ -129,8 +129,11 @@ class OpenAIChatEncoder:
         return _DONE
 
     def error(self, error: GatewayError) -> bytes:
-        """Render the error event; the connection is to be closed behind it without an end."""
-        return encode_data(_encode(error_document(error)))
+        """Render the error event; the connection is to be closed behind it without an end.
+
+        It has the request's id beside the error: whoever only kept the body finds the call in logs and traces by it.
+        """
+        return encode_data(_encode({**error_document(error), "request_id": self._call.request_id}))
 
     def heartbeat(self) -> bytes:
         """Render a comment, which every client of this dialect skips."""

@@ -84,13 +84,18 @@ class Anthropic:
     options: ProviderOptions
     default_base_url: ClassVar[str] = "https://api.anthropic.com"
 
+    @property
+    def base_url(self) -> str:
+        """Where the provider is, without a slash at the end."""
+        return self.options.base_url_or(self.default_base_url)
+
     def continues(self, call: Call) -> bool:
         """Whether the call's model goes on with an open assistant turn."""
         return goes_on(self.options, call, is_known=takes_open_turn(call.target_model))
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Messages request; raises ``InvalidRequest`` for what that cannot express."""
-        base_url = self.options.base_url_or(self.default_base_url).removesuffix("/v1")
+        base_url = self.base_url.removesuffix("/v1")
         version = self.options.api_version or DEFAULT_API_VERSION
         headers = {**content_headers(call), "anthropic-version": version}
         if self.options.api_key:

@@ -30,6 +30,7 @@ from gateway.core.events import (
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import ServerSentEvent, SSEDecoder
+from gateway.core.trace import HEADERS as TRACE_HEADERS
 from gateway.providers.errors import MALFORMED, cut_off, interruption
 
 DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[^;,]+)*?;base64,", re.IGNORECASE)
@@ -97,6 +98,10 @@ class Provider(Protocol):
 
     Asked to go on exactly (``Call.continuation``), what it reads, in pieces or as a whole, is what is new and no more.
     """
+
+    @property
+    def base_url(self) -> str:
+        """Where the provider is, without a slash at the end."""
 
     def continues(self, call: Call) -> bool:
         """Whether the call's target goes on with a partial answer exactly."""
@@ -214,11 +219,14 @@ class EventDecoder:
 
 
 def content_headers(call: Call) -> dict[str, str]:
-    """Return the headers that say what the request is, and what is wanted back."""
-    return {
+    """Return the headers that say what the request is, what is wanted back, and which trace it belongs to, if any."""
+    headers = {
         "content-type": "application/json",
         "accept": "text/event-stream" if call.stream else "application/json",
     }
+    if call.headers:
+        headers |= {name: call.headers[name] for name in TRACE_HEADERS if name in call.headers}
+    return headers
 
 
 def started(call: Call, answer_id: str, model: str | None = None, created_unix_s: int = 0) -> StreamStarted:

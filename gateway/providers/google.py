@@ -92,6 +92,11 @@ class Google:
     options: ProviderOptions
     default_base_url: ClassVar[str] = "https://generativelanguage.googleapis.com"
 
+    @property
+    def base_url(self) -> str:
+        """Where the provider is, without a slash at the end."""
+        return self.options.base_url_or(self.default_base_url)
+
     def continues(self, call: Call) -> bool:
         """Whether the call's model goes on from the token that it gave, or else with a last turn of its own."""
         is_known = checkpoint_of(call) is not None or _CONTINUED.match(model_name(call)) is not None
@@ -121,15 +126,11 @@ class Google:
         return read_error(status, decode_error(body), wait_s=retry_after_s(headers), secret=self.options.api_key)
 
     @property
-    def _base_url(self) -> str:
-        return self.options.base_url_or(self.default_base_url)
-
-    @property
     def _is_vertex(self) -> bool:
-        return "aiplatform" in (urlsplit(self._base_url).hostname or "")
+        return "aiplatform" in (urlsplit(self.base_url).hostname or "")
 
     def _url(self, call: Call) -> str:
-        base_url = self._base_url
+        base_url = self.base_url
         if not _HAS_VERSION.search(base_url):
             base_url += f"/{self.options.api_version or 'v1beta'}"
         method = ":streamGenerateContent?alt=sse" if call.stream else ":generateContent"

@@ -42,7 +42,7 @@ from gateway.providers.continued import OpenTurn, Rest, continued, continued_ans
 from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
-FORWARDED_HEADERS = ("openai-beta", "idempotency-key", "traceparent")
+FORWARDED_HEADERS = ("openai-beta", "idempotency-key")
 _REASONING_MODEL = re.compile(r"^(?:o\d|gpt-5(?!.*chat))")
 _SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "top_logprobs", "logit_bias")
 

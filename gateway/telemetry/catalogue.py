@@ -22,6 +22,7 @@ TTFT_S = (0.025, 0.05, 0.1, 0.2, 0.3, 0.45, 0.5, 0.75, 1, 1.5, 2, 3, 4.5, 6, 10,
 TPOT_S = (0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.175, 0.2, 0.3, 0.5, 1, 2.5)
 GAP_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.5, 1, 2, 5, 10, 30, 60)
 DURATION_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
+CONNECT_S = (0.005, 0.025, 0.1, 0.5, 2)
 OVERHEAD_S = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1)
 RATE_PER_S = (1, 2, 5, 10, 15, 20, 30, 40, 50, 75, 100, 150, 200, 300, 500, 1000)
 
@@ -142,13 +143,17 @@ CATALOGUE: tuple[Metric, ...] = (
         "millrace_upstream_ttft_seconds", TTFT_S, "upstream", "model",
         says="From an attempt's request written to its first token.",
     ),
+    _histogram(
+        "millrace_upstream_connect_seconds", CONNECT_S, "upstream",
+        says="Of a new connection: name, address and TLS. Most requests go over one that was kept.",
+    ),
     _counter(
         "millrace_failovers_total", "model", "from_upstream", "phase", "result",
         says="Failed attempts after which another was made, and whether the call was completed.",
     ),
     _histogram(
         "millrace_failover_lost_seconds", TTFT_S, "model", "phase",
-        says="From the start of the first attempt that failed to the first token of one that went on.",
+        says="Before the first token, from the first failed attempt's start to that token; in mid stream, the gap.",
     ),
     _counter(
         "millrace_stream_resumes_total", "model", "from_upstream", "result",
@@ -176,7 +181,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "millrace_chunk_transit_seconds", OVERHEAD_S, says="From the provider's socket read to the client's written.",
     ),
     _histogram("millrace_event_loop_lag_seconds", OVERHEAD_S, says="How late the event loop does what it is asked."),
-    _gauge("millrace_event_loop_lag_max_seconds", "worker", says="The worst lag of the last seconds."),
+    _gauge("millrace_event_loop_lag_max_seconds", "worker", merge="max", says="The worst lag of the last seconds."),
     _histogram(
         "millrace_client_backpressure_seconds", GAP_S, says="How long a stream was paused, as its client did not read.",
     ),

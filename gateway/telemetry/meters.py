@@ -51,7 +51,7 @@ class Cap:
     """How many children there may be, beside those whose labels are all "other", which cost nothing."""
 
     def __init__(self) -> None:
-        self._series = 0
+        self._series = self._histogram_series = 0
         self._children: Tally[str] = Tally()
 
     def take(self, metric: Metric, labels: tuple[str, ...]) -> bool:
@@ -59,12 +59,14 @@ class Cap:
         if metric.name == OVERFLOW:  # its labels are the names of families
             return True
         series = self._series + metric.series_count
-        most = MAX_SERIES - KEPT_SERIES if metric.kind == "histogram" else MAX_SERIES
-        if series > most or self._children[metric.name] >= MAX_CHILDREN[metric.kind]:
+        histogram_series = self._histogram_series + (metric.series_count if metric.kind == "histogram" else 0)
+        if series > MAX_SERIES or histogram_series > MAX_SERIES - KEPT_SERIES:
+            return False
+        if self._children[metric.name] >= MAX_CHILDREN[metric.kind]:
             return False
         if not all(len(label) <= MAX_LABEL_CHARACTERS and label.isprintable() for label in labels):
             return False
-        self._series = series
+        self._series, self._histogram_series = series, histogram_series
         self._children[metric.name] += 1
         return True
 

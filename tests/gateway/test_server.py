@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from structlog.contextvars import get_contextvars, merge_contextvars
 from structlog.testing import capture_logs
 
 from gateway.core.call import Call
@@ -110,6 +111,55 @@ async def test_an_odd_request_id_of_the_caller_is_replaced(given: str, make_gate
     assert found.headers["x-request-id"].startswith("req_")
 
 
+# --- traces
+
+CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(chat(), 200), (chat(stream=False), 200), (chat(model="nobody/has-it"), 404), (b"{", 400)]
+)
+async def test_a_client_that_sends_its_trace_is_told_it_again(
+    body: bytes, status: int, make_gateway: MakeGateway
+) -> None:
+    """Streamed or not, good or bad: the trace is the caller's, and every line of the log has it."""
+    gateway = await make_gateway("openai")
+    with capture_logs([merge_contextvars]) as logs:
+        found = await exchange(gateway.url, request(PATH, body, traceparent=CALLER))
+    assert found.status == status
+    assert found.headers["traceparent"] == CALLER
+    assert {line["trace_id"] for line in logs} == {CALLER.split("-")[1]}
+    assert {line["request_id"] for line in logs} == {found.headers["x-request-id"]}
+    assert get_contextvars() == {}
+
+
+async def test_a_client_without_a_trace_is_told_of_none(make_gateway: MakeGateway) -> None:
+    """Nobody could look it up; the lines of the log belong together by it all the same."""
+    gateway = await make_gateway("openai")
+    with capture_logs() as logs:
+        found = await exchange(gateway.url, request(PATH, chat()))
+    assert "traceparent" not in found.headers
+    assert {len(line["trace_id"]) for line in logs if line["event"] == "stream.finished"} == {32}
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic", "google", "mistral", "meta", "llama", "openai-compatible"])
+@pytest.mark.parametrize("propagates", [False, True])
+async def test_a_provider_is_told_of_a_trace_where_that_is_wanted(
+    kind: str, make_gateway: MakeGateway, *, propagates: bool
+) -> None:
+    """Most are strangers: by default not even the caller's own header reaches them."""
+    refused = answer(400, {"error": {"message": "no"}})
+    async with ScriptedUpstream([refused]) as upstream:
+        config = config_over(upstream)
+        config["providers"]["up"]["kind"] = kind
+        config["telemetry"] = {"propagate_to_providers": propagates}
+        gateway = await make_gateway(config=config)
+        await exchange(gateway.url, request(PATH, chat(), traceparent=CALLER, tracestate="a=b"))
+    [seen] = upstream.requests
+    told = {name: seen.headers.get(name) for name in ("traceparent", "tracestate")}
+    assert told == ({"traceparent": CALLER, "tracestate": "a=b"} if propagates else dict.fromkeys(told))
+
+
 # --- the commit point
 
 
@@ -181,7 +231,7 @@ async def test_an_unexpected_failure_of_a_middleware_is_told_without_details(mak
     assert found.status == 500
     assert found.error["code"] == "internal_error"
     assert "secret detail" not in found.body.decode()
-    assert [line["request_id"] for line in logs if line["event"] == "internal_error"] == [found.headers["x-request-id"]]
+    assert [line["request_id"] for line in logs if line["event"] == "call.failed"] == [found.headers["x-request-id"]]
     assert [line["outcome"] for line in logs if line["event"] == "stream.finished"] == ["gateway_error"]
 
 

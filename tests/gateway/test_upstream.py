@@ -1,5 +1,6 @@
 import asyncio
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -63,6 +64,7 @@ from tests.scripted_upstream import (
 KEY = "sk-canary-0123456789abcdef"
 PATIENT = Limits()
 SHORT = Limits(connect_timeout_s=0.3, ttft_timeout_s=0.3, stall_timeout_s=0.3, total_timeout_s=5)
+TCP_ESTABLISHED = 1
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
@@ -827,6 +829,39 @@ def test_a_cancelled_attempt_is_gone_from_the_provider_within_a_second(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_a_provider_that_does_not_say_goodbye_is_not_waited_for(loop: str, tmp_path: Path) -> None:
+    """One that is busy generating, and reads nothing: a polite end of TLS would keep the connection until it does."""
+    tls = Certificate.make(tmp_path)
+    has_asked, state = threading.Event(), []
+
+    def generate(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with tls.server_context().wrap_socket(connection, server_side=True) as served:
+            served.recv(65536)
+            has_asked.set()
+            for _ in range(200):
+                state.append(served.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[0])
+                if state[-1] != TCP_ESTABLISHED:
+                    return
+                time.sleep(0.02)
+
+    async def cancel() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            generating = asyncio.ensure_future(asyncio.to_thread(generate, listening))
+            async with Relay(f"https://127.0.0.1:{listening.getsockname()[1]}/v1") as relay:
+                _trust(relay, tls)
+                attempt = asyncio.ensure_future(relay())
+                await asyncio.to_thread(has_asked.wait, 30)
+                attempt.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await attempt
+                await generating
+
+    _run(cancel, loop)
+    assert state[-1] != TCP_ESTABLISHED, "it could go on for four seconds, and bill for it"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_stream_over_tls_is_relayed_and_its_connection_used_again(loop: str, tmp_path: Path) -> None:
     """The one difference is the socket."""
     tls = Certificate.make(tmp_path)
@@ -891,6 +926,7 @@ async def test_a_complete_attempt_is_settled_with_what_its_provider_reported() -
         started_at_s=settled.started_at_s,
         ended_at_s=settled.ended_at_s,
         first_token_at_s=settled.first_token_at_s,
+        connect_s=settled.connect_s,
         usage=Usage(11, 7),
         is_delivered=True,
     )
@@ -1412,6 +1448,20 @@ async def test_how_fast_a_provider_is_and_what_the_gateway_adds_is_counted() -> 
     assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 1
     assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 0.5
     assert found.total("millrace_overhead_seconds_count") == 2
+
+
+async def test_a_new_connection_is_timed_and_one_that_was_kept_is_not() -> None:
+    """Once for each connection; an attempt is settled with what it took."""
+    async with ScriptedUpstream(complete("a"), complete("b")) as server, Relay(server.url) as relay:
+        await relay(make_counted())
+        await relay(make_counted())
+        found = relay.counted
+    assert found.total("millrace_upstream_connect_seconds_count", upstream="up/mill") == 1
+    first, second = relay.settled
+    assert first.connect_s is not None
+    assert 0 < first.connect_s < 5
+    assert found.total("millrace_upstream_connect_seconds_sum") == pytest.approx(first.connect_s)
+    assert second.connect_s is None
 
 
 async def test_what_the_chain_takes_is_in_the_transit() -> None:

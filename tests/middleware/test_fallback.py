@@ -290,7 +290,7 @@ async def test_a_target_that_failed_is_logged_without_a_word_of_the_call() -> No
         await run(endpoint, A, B)
     assert logs == [
         {
-            "event": "target_failed",
+            "event": "target.failed",
             "log_level": "warning",
             "request_id": "t",
             "target": "openai/a",
@@ -1219,7 +1219,7 @@ async def test_a_hedged_call_is_logged() -> None:
     with capture_logs() as logs:
         await hear(make_hedged(A, B), [HANG], ANSWER, fallback=generous())
     assert logs == [
-        {"event": "hedged", "log_level": "info", "request_id": "t", "target": "openai/a", "second": "anthropic/b"}
+        {"event": "call.hedged", "log_level": "info", "request_id": "t", "target": "openai/a", "second": "anthropic/b"}
     ]
 
 
@@ -1345,6 +1345,29 @@ async def test_the_state_and_the_pace_of_a_target_are_shown(clock: Clock) -> Non
     assert states == [{"closed": 1}, {"open": 1}, {"half_open": 1}, {"closed": 1}]
     fallback.watching(NoLedger(), make_call(A).route).note_first_token(A, 1, 2.0)
     assert 0 < Exposition.of(slab).total("millrace_upstream_ttft_ewma_seconds", upstream="openai/a") <= 2.0
+
+
+async def test_a_breaker_that_nobody_asks_is_shown_as_it_is(clock: Clock) -> None:
+    """It becomes half open by itself: whoever looks sees it, and the log is told of each change once."""
+    slab = Slab.create()
+    looks: list[Callable[[], None]] = []
+    telemetry = Telemetry(meters=Meters(slab), sample=looks.append)
+    fallback = Fallback(breaker_failures=1, breaker_open_s=15.0, _clock=clock).instrumented(telemetry)
+    [look] = looks
+    with capture_logs() as logs:
+        await end_with(fallback, clock, [UpstreamFailed("broken")], call=make_call(A))
+        look()
+        clock.now_s += 16
+        look()
+        look()
+        assert Exposition.of(slab).by("state", "millrace_upstream_state", upstream="openai/a") == {"half_open": 1}
+        await end_with(fallback, clock, call=make_call(A))
+        look()
+    assert [line for line in logs if line["event"].startswith("breaker.")] == [
+        {"event": "breaker.opened", "log_level": "warning", "target": "openai/a", "open_s": 15.0},
+        {"event": "breaker.half_opened", "log_level": "info", "target": "openai/a"},
+        {"event": "breaker.closed", "log_level": "info", "target": "openai/a"},
+    ]
 
 
 async def test_a_target_that_the_configuration_does_not_name_is_not_shown() -> None:

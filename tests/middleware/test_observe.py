@@ -4,12 +4,12 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.core.call import Call, Message, Route, Target, TextPart
+from gateway.core.call import Call, Message, OpenFlow, Route, Target, TextPart
 from gateway.core.errors import (
     ClientError,
     ClientGone,
@@ -41,12 +41,14 @@ from gateway.core.events import (
 )
 from gateway.core.ledger import Settlement
 from gateway.core.progress import Slo
+from gateway.core.trace import Attributes, Facts, Trace
 from gateway.pipeline import DRAINED, HEDGE_LOST, Send, Telemetry
+from gateway.telemetry.collector import SlabCollector
 from gateway.telemetry.live import LiveTable
 from gateway.telemetry.meters import Meters
 from gateway.telemetry.slab import Slab
 from middleware.observe import MAX_SHOWN_CHARACTERS, Observe, outcome_of
-from tests.exposition import Exposition
+from tests.exposition import OPENMETRICS, Exposition
 from tests.middleware.scripted_endpoint import ANSWER, HANG, START, Recorder, ScriptedEndpoint, Step, ignore
 
 
@@ -62,6 +64,25 @@ def make_call() -> Call:
         stream=True,
         messages=(Message(role="user", parts=(TextPart("secret-prompt"),)),),
     )
+
+
+class Noting(Trace):
+    """A trace that keeps what it is told."""
+
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+    def __init__(self) -> None:
+        super().__init__(self.trace_id, "00f067aa0ba902b7", 1, None, propagates=False)
+        self.notes: list[tuple[str, dict[str, Any]]] = []
+        self.ends: list[tuple[str, Facts]] = []
+
+    def note(self, name: str, attributes: Attributes | None = None) -> None:
+        """Keep it."""
+        self.notes.append((name, dict(attributes or {})))
+
+    def end(self, outcome: str, **facts: Unpack[Facts]) -> None:
+        """Keep it."""
+        self.ends.append((outcome, facts))
 
 
 async def observe(*steps: list[Any] | BaseException | str) -> dict[str, Any]:
@@ -82,6 +103,7 @@ async def test_a_call_that_is_complete_is_one_line() -> None:
     assert 0 <= line["ttft_s"] == line.pop("ttfc_s") <= line.pop("duration_s") < 10
     assert 0 < line.pop("tpot_s") == line.pop("max_gap_s") < 1 < line.pop("tokens_per_s")
     assert line.pop("ttft_s") < 1
+    assert line.pop("overhead_s") is None  # no attempt was settled
     assert line == {
         "event": "stream.finished",
         "log_level": "info",
@@ -90,7 +112,7 @@ async def test_a_call_that_is_complete_is_one_line() -> None:
         "model": "chat",
         "target": "openai/gpt",
         "targets": ["openai/gpt"],
-        "attempts": 1,
+        "attempts": 0,
         "resumed": 0,
         "stream": True,
         "outcome": "completed",
@@ -100,6 +122,7 @@ async def test_a_call_that_is_complete_is_one_line() -> None:
         "input_tokens": 3,
         "output_tokens": 2,
         "usage_source": "reported",
+        "http_status": 200,
     }
 
 
@@ -113,6 +136,102 @@ async def test_a_call_that_failed_says_how() -> None:
         "code": "overloaded",
         "http_status": 503,
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UpstreamBusy("busy"), (503, "overloaded")),
+        (Unauthorized("no"), (401, "auth")),
+        (ClientGone("left"), (None, None)),
+        (asyncio.CancelledError(), (None, None)),
+        (asyncio.CancelledError(DRAINED), (503, "gateway_stopping")),
+        (ZeroDivisionError("ours"), (500, "internal_error")),
+    ],
+)
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_the_status_is_the_one_that_the_client_has(
+    error: BaseException, told: tuple[int | None, str | None], *, is_committed: bool
+) -> None:
+    """Whatever breaks behind the first byte, or the first sign of life, was a 200; the log, and the trace, say so."""
+    trace = Noting()
+    flow = OpenFlow()
+    flow.is_committed = is_committed
+    with capture_logs() as logs, pytest.raises(type(error)):
+        await Observe()(replace(make_call(), trace=trace, flow=flow), ignore, ScriptedEndpoint([[START], error]))
+    http_status, error_type = (200 if is_committed else told[0]), told[1]
+    assert (logs[0].get("http_status"), logs[0].get("error_type")) == (http_status, error_type)
+    [(outcome, facts)] = trace.ends
+    assert outcome == logs[0]["outcome"]
+    assert (facts["http_status"], facts["error_type"]) == (http_status, error_type)
+
+
+async def test_the_trace_is_told_what_happened_and_how_it_ended() -> None:
+    """Each thing once, when it happens; the ids are on the line."""
+    trace = Noting()
+    failed = AttemptFailed("openai/gpt", 1, "reset", "stream_broken", has_delivered=True)
+    seam = StreamContinued("claude/haiku", "openai/gpt", "exact", 2, 5)
+    script: Step = [[START], [TextDelta("Hello")], [failed, seam], [TextDelta(" you")], [ChoiceFinished("stop")]]
+    with capture_logs() as logs:
+        await Observe()(replace(make_call(), trace=trace), ignore, ScriptedEndpoint(script))
+    assert trace.notes == [
+        ("first_token", {"target": "openai/gpt"}),
+        (
+            "failover",
+            {
+                "target": "openai/gpt",
+                "attempt": 1,
+                "error_type": "reset",
+                "code": "stream_broken",
+                "has_delivered": True,
+            },
+        ),
+        (
+            "seam",
+            {
+                "target": "claude/haiku",
+                "from_target": "openai/gpt",
+                "way": "exact",
+                "attempt": 2,
+                "character_count": 5,
+            },
+        ),
+    ]
+    [(outcome, facts)] = trace.ends
+    assert outcome == "completed"
+    assert facts["finish_reasons"] == ["stop"]
+    assert (facts["response_id"], facts["response_model"]) == (START.id, START.model)
+    assert facts["ttft_s"] == pytest.approx(logs[0]["ttft_s"], abs=1e-6)
+    assert (logs[0]["trace_id"], logs[0]["span_id"]) == (trace.trace_id, trace.span_id)
+
+
+async def test_a_stall_is_an_event_of_the_trace() -> None:
+    """With the target that was waited for, and for how long."""
+    observing = Observing()
+    trace = Noting()
+    script = [[START], [TextDelta("a")], 9.0, [TextDelta("b")], [ChoiceFinished("stop")]]
+    await observing.run(*script, call=replace(observing.call(), trace=trace))
+    stalls = [said for name, said in trace.notes if name == "stall"]
+    assert [(one["target"], one["resolution"], one["phase"]) for one in stalls] == [
+        ("openai/gpt", "recovered", "decode")
+    ]
+    assert stalls[0]["length_s"] == pytest.approx(9.0)
+
+
+async def test_a_trace_that_is_kept_is_an_example_of_its_buckets() -> None:
+    """And one that is not can be looked up nowhere."""
+    for flags, expected in ((1, {Noting.trace_id}), (0, set())):
+        slab, trace = Slab.create(), Noting()
+        trace.flags = flags
+        observe = Observe().instrumented(Telemetry(meters=Meters(slab)))
+        await observe(replace(make_call(), trace=trace), ignore, ScriptedEndpoint(ANSWER))
+        shown = Exposition.read(*SlabCollector([slab]).render(OPENMETRICS))
+        examples = {
+            sample.exemplar.labels["trace_id"]
+            for sample in shown.of_name("millrace_ttft_seconds_bucket")
+            if sample.exemplar is not None
+        }
+        assert examples == expected
 
 
 async def test_what_did_not_happen_is_null() -> None:
@@ -136,11 +255,11 @@ def continued(target: str, from_target: str, attempt: int) -> StreamContinued:
     return StreamContinued(target, from_target, "exact", attempt, 5)
 
 
-async def test_attempts_that_failed_are_counted_and_their_targets_named() -> None:
+async def test_the_targets_of_attempts_that_failed_are_named() -> None:
     """The way a call went, in which one target asked twice running is one stop."""
     notes = [failed("a/x", 1), failed("a/x", 2), failed("b/y", 3), failed("a/x", 4)]
     line = await observe(notes, *ANSWER)
-    assert (line["attempts"], line["resumed"]) == (5, 0)
+    assert line["resumed"] == 0
     assert line["targets"] == ["a/x", "b/y", "a/x", "openai/gpt"]
     assert line["target"] == "openai/gpt"
     assert "last_target" not in line
@@ -153,7 +272,7 @@ async def test_a_stream_that_was_continued_says_by_whom() -> None:
     again = [failed("b/y", 2, has_delivered=True), continued("c/z", "b/y", 3), *ANSWER[1]]
     line = await observe(ANSWER[0], broken, seam, again)
     assert (line["outcome"], line["log_level"]) == ("completed", "info")
-    assert (line["attempts"], line["resumed"], line["delta_count"]) == (3, 2, 3)
+    assert (line["resumed"], line["delta_count"]) == (2, 3)
     assert line["targets"] == ["openai/gpt", "b/y", "c/z"]
     assert (line["target"], line["last_target"]) == ("openai/gpt", "c/z")
 
@@ -162,7 +281,7 @@ async def test_a_stream_that_its_own_target_continued_has_no_other_last_one() ->
     """There is one stop on its way."""
     seam = [failed("openai/gpt", 1, has_delivered=True), continued("openai/gpt", "openai/gpt", 2)]
     line = await observe(ANSWER[0], seam, *ANSWER[1:])
-    assert (line["attempts"], line["resumed"], line["targets"]) == (2, 1, ["openai/gpt"])
+    assert (line["resumed"], line["targets"]) == (1, ["openai/gpt"])
     assert "last_target" not in line
 
 
@@ -178,27 +297,26 @@ async def test_the_target_whose_error_is_the_last_is_on_the_way_too() -> None:
     with capture_logs() as logs, pytest.raises(UpstreamFailed):
         await Observe()(make_call(), ignore, fail)
     [line] = logs
-    assert (line["target"], line["targets"], line["attempts"]) == (None, ["a/x", "b/y"], 2)
+    assert (line["target"], line["targets"]) == (None, ["a/x", "b/y"])
 
 
-async def test_an_attempt_that_is_told_of_twice_is_counted_once() -> None:
-    """Its target, and all after it, declined to go on with its answer: its error is still the one that is told."""
-    error = StreamInterrupted("cut")
-    error.target, error.attempt = Target("openai", "gpt"), 1
-    line = await observe(ANSWER[0], [failed("openai/gpt", 1)], [failed("openai/gpt", 1)], error)
-    assert (line["targets"], line["attempts"]) == (["openai/gpt"], 1)
-
-
-async def test_an_attempt_that_nobody_waited_for_counts() -> None:
-    """It was made, and may have cost something."""
-    assert (await observe([failed("a/x", 1)], ClientGone("left")))["attempts"] == 2
-
-
-async def test_a_target_that_could_not_be_asked_is_on_the_way_but_no_attempt() -> None:
-    """Its wire has no words for the request; where that is so of all, there was no attempt at all."""
+async def test_a_target_that_could_not_be_asked_is_on_the_way() -> None:
+    """Its wire has no words for the request."""
     line = await observe([failed("a/x", 0)], *ANSWER)
-    assert (line["targets"], line["attempts"]) == (["a/x", "openai/gpt"], 1)
-    assert (await observe([failed("a/x", 0)], InvalidRequest("no")))["attempts"] == 0
+    assert (line["targets"], line["attempts"]) == (["a/x", "openai/gpt"], 0)
+
+
+async def test_as_many_attempts_were_made_as_were_settled() -> None:
+    """That of a target which lost a race too; not one that a client did not wait for, nor one that nobody made."""
+    observing = Observing()
+    await observing.run(BEGIN, settled(101), settled(1, "cancelled", reason=HEDGE_LOST), END)
+    await observing.run([failed("openai/gpt", 1)], settled(1, "failed"), ClientGone("left"))
+    busy = UpstreamBusy("no room", code="concurrency_limit")
+    busy.attempt = 1
+    await observing.run(busy)
+    assert [line["attempts"] for line in observing.lines] == [2, 1, 0]
+    shown = observing.live.shown()["recent"]
+    assert [one["attempts"] for one in shown] == [0, 1, 2]
 
 
 async def test_nothing_that_was_said_is_written_down() -> None:
@@ -505,6 +623,7 @@ class SlowReader:
         self._observing = observing
         self._pause_s = pause_s
         self._error = error
+        self.is_committed = True
         self.is_paused = True
 
     async def wait(self) -> None:
@@ -766,7 +885,7 @@ async def test_a_stream_in_flight_can_be_seen_and_so_can_its_end() -> None:
     async def look(_: Call) -> None:
         seen.extend(observing.live.shown()["in_flight"])
 
-    await observing.run(1.0, look, BEGIN, 0.5, [TextDelta("secret-answer")], 2.0, look, END, 1.0)
+    await observing.run(1.0, look, BEGIN, 0.5, [TextDelta("secret-answer")], 2.0, look, END, settled(), 1.0)
     assert seen[0] == {
         "id": "r1",
         "endpoint": "chat_completions",

@@ -723,29 +723,29 @@ def make_trims() -> dict[str, Trim]:
 def test_long_text_said_again_letter_by_letter_takes_no_long_time(name: str) -> None:
     """200 000 characters are not looked at again for each of 100 000 pieces, and then the rest is found."""
     trim = make_trims()[name]
-    begun_at_s = time.perf_counter()
+    begun_at_s = time.process_time()
     assert "".join(map(trim.take, LONG[:100_000])) == ""
-    assert time.perf_counter() - begun_at_s < 1
+    assert time.process_time() - begun_at_s < 3
     new = trim.take(LONG[100_000:]) + trim.take("And so on.") + trim.finish()
     assert new == "And so on."
 
 
 def test_long_stop_sequence_takes_no_long_time() -> None:
     """Nor one that could have begun at each of many places."""
-    begun_at_s = time.perf_counter()
+    begun_at_s = time.process_time()
     for stop, delivered in ((LONG[-1] + LONG, LONG), ("a" * 100_000 + "b", "a" * 1000)):
         trim = StopTrim(delivered, [stop])
         assert "".join(map(trim.take, stop[1:-1][:1000])) == ""
         assert not trim.is_stopped
         assert trim.take(stop[1001:]) == ""
         assert trim.is_stopped
-    assert time.perf_counter() - begun_at_s < 1
+    assert time.process_time() - begun_at_s < 3
 
 
 def test_anchor_of_a_long_text_is_chosen_in_no_long_time() -> None:
     """Also where no end of it is its own."""
-    begun_at_s = time.perf_counter()
+    begun_at_s = time.process_time()
     assert choose_anchor(LONG) is not None
     assert choose_anchor("ab" * 100_000) is None
     assert choose_anchor("\n" * 200_000 + "ab") == "ab"
-    assert time.perf_counter() - begun_at_s < 1
+    assert time.process_time() - begun_at_s < 3

@@ -198,9 +198,9 @@ def test_event_in_many_pieces_costs_linear_time(tail: bytes) -> None:
     spent_s = []
     for count in (10_000, 100_000):
         chunks = [b"data: ", *[b"0123456789"] * count, tail]
-        begun_at_s = time.perf_counter()
+        begun_at_s = time.process_time()
         assert len(decode(*chunks)[0].data) == 10 * count
-        spent_s.append(time.perf_counter() - begun_at_s)
+        spent_s.append(time.process_time() - begun_at_s)
     assert spent_s[1] < 40 * spent_s[0]
 
 

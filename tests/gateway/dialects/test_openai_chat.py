@@ -545,7 +545,7 @@ def test_an_error_is_an_event_with_nothing_behind_it() -> None:
     error = StreamInterrupted("the provider's stream ended before the answer did", code="stream_truncated")
     assert encoder.error(error) == (
         b'data: {"error":{"message":"the provider\'s stream ended before the answer did","type":"upstream_error",'
-        b'"param":null,"code":"stream_truncated"}}\n\n'
+        b'"param":null,"code":"stream_truncated"},"request_id":"t"}\n\n'
     )
 
 

@@ -69,9 +69,9 @@ def test_message_is_one_short_line() -> None:
 @pytest.mark.parametrize("piece", ["a", "-*", "a*", "sk-", "sk-a ", "bearer ", "key=", "AIza"])
 def test_long_message_costs_linear_time(piece: str) -> None:
     """A provider's error page of many kilobytes does not hold up every other stream."""
-    begun_at_s = time.perf_counter()
+    begun_at_s = time.process_time()
     clean_message(piece * (64_000 // len(piece)))
-    assert time.perf_counter() - begun_at_s < 1
+    assert time.process_time() - begun_at_s < 3
 
 
 @pytest.mark.parametrize(
