@@ -1,4 +1,4 @@
-"""Processes that count, for tests of what is read of them."""
+"""Processes that count, for tests of what is read of them; and a collector, with tracers that export to it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from gateway.telemetry.export import Pace
 from gateway.telemetry.slab import Slab
+from gateway.telemetry.tracing import Tracer
+from tests.gateway.telemetry.traced import PATIENT, PEERS, MakeTracer
+from tests.otlp import Collector
 
 WRITER = Path(__file__).with_name("writer.py")
 
@@ -41,3 +45,27 @@ def make_writer() -> Iterator[MakeWriter]:
         writer.wait()
         if writer.stdout is not None:
             writer.stdout.close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector, running."""
+    running = Collector()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def make_tracer(collector: Collector) -> Iterator[MakeTracer]:
+    """Start tracers for the collector; after the test they are shut down."""
+    made: list[Tracer] = []
+
+    def make(endpoint: str = collector.url, *, pace: Pace = PATIENT, **options: Any) -> Tracer:
+        tracer = Tracer(endpoint, pace=pace, peers=PEERS, **options)
+        tracer.start()
+        made.append(tracer)
+        return tracer
+
+    yield make
+    for tracer in made:
+        tracer.shutdown(0.0)

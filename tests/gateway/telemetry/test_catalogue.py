@@ -147,6 +147,7 @@ def test_only_gauges_that_do_not_add_up_are_merged_otherwise() -> None:
         "millrace_config_generation": "max",
         "millrace_config_info": "max",
         "millrace_config_last_reload_success": "min",
+        "millrace_event_loop_lag_max_seconds": "max",
         "millrace_upstream_ratelimit_remaining_ratio": "min",
         "millrace_upstream_state": "max",
         "millrace_upstream_ttft_ewma_seconds": "mean",

@@ -42,6 +42,28 @@ def test_a_stream_is_in_flight_until_it_ends_and_then_one_of_the_last() -> None:
     assert ids(table) == ([], ["one", "two"])
 
 
+def test_of_a_stream_that_has_ended_it_is_told_when() -> None:
+    """So that the tables of several processes can be joined."""
+    times_s = iter((1.5, 2.0004))
+    table = LiveTable(clock=lambda: next(times_s))
+    for name in ("one", "two"):
+        stream = Stream(name)
+        table.begin(stream)
+        table.end(stream, is_kept=True)
+    assert list(table.shown()["recent"]) == [{"id": "two", "ended_at_s": 2.0}, {"id": "one", "ended_at_s": 1.5}]
+
+
+def test_a_model_that_is_called_like_a_key_is_not_shown() -> None:
+    """Any client may name one, and may have put its key into the wrong field."""
+    key = "sk-proj-0123456789abcdef"
+    table = LiveTable()
+    table.begin(Stream(f"openai/{key}"))
+    stream = Stream(key)
+    table.begin(stream)
+    table.end(stream, is_kept=True)
+    assert ids(table) == (["openai/[redacted]"], ["[redacted]"])
+
+
 def test_only_so_many_of_the_last_are_remembered() -> None:
     """However many there were."""
     table = LiveTable()

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import pytest
 from structlog.testing import capture_logs
 
@@ -20,7 +17,7 @@ from gateway.pipeline import Next, Send
 from gateway.simulator import Script
 from tests.conftest import MakeGateway, Running
 from tests.dashboards.promtool import needs_promtool
-from tests.exposition import OPENMETRICS, Exposition, scrape
+from tests.exposition import OPENMETRICS, Exposition
 from tests.raw_client import chat, connected, exchange, parse, request
 
 PATH = "/v1/chat/completions"
@@ -272,69 +269,3 @@ async def test_prometheus_own_tool_takes_what_is_told(accept: str, running: Runn
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"")
     read = Exposition.read(found.body, found.headers["content-type"])
     assert read.total("millrace_requests_total") == 5
-
-
-# --- a storm
-
-NAMES = [*MODELS, "openai/junk?token_count=5", "anthropic/junk?status=429", "no-such-model"]
-
-
-async def _one(session: aiohttp.ClientSession, running: Running, chance: random.Random) -> None:
-    """Ask for something, in one of several ways; some leave in the middle."""
-    model = chance.choice(NAMES)
-    if model.startswith(("openai/junk", "anthropic/junk")):
-        model = model.replace("junk", f"junk{chance.randrange(10**6)}")
-    body = chat(model=model, stream=chance.random() < 0.8)
-    patience_s = chance.choice([0.05, 0.3, 5.0, 5.0]) if model not in ("endless", "silent") else 1.0
-    with suppress(aiohttp.ClientError, TimeoutError):
-        async with asyncio.timeout(patience_s), session.post(running.url + PATH, json=body) as response:
-            await response.read()
-
-
-async def test_the_laws_hold_after_a_storm(running: Running) -> None:
-    """Three hundred calls of every kind, many of them in a hurry: nothing is lost, nothing counted twice."""
-    chance = random.Random(7)  # noqa: S311, a test that can be repeated
-    with capture_logs() as logs:
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=60)) as session:
-            calls = [asyncio.ensure_future(_one(session, running, chance)) for _ in range(300)]
-            await asyncio.sleep(0.2)
-            during = await scrape(running.admin_url)
-            await asyncio.gather(*calls)
-        for _ in range(200):
-            await asyncio.sleep(0.05)
-            if not running.gateway._live.shown()["in_flight"]:
-                break
-    found = await scrape(running.admin_url)
-    check_laws(found, Traffic(running, logs))
-    assert len(found.by("outcome", "millrace_requests_total")) >= 7
-    assert found.total("millrace_upstream_attempts_total") >= len(running.simulator.requests)
-    models = {sample.labels["model"] for sample in found.samples if "model" in sample.labels}
-    assert models <= {*MODELS, "other"}
-    for sample in during.samples:
-        if sample.name.endswith(("_total", "_count", "_bucket", "_sum")):
-            (later,) = found.of_name(sample.name, **sample.labels)
-            assert later.value >= sample.value, "no counter goes back"
-
-
-async def test_a_thousand_names_that_clients_made_up_add_no_series(running: Running) -> None:
-    """Those of unknown models, of unknown providers, and of a provider that would take any name."""
-    with capture_logs():
-        for name in ("junk?token_count=2", "junk?status=429"):
-            await ask(running, f"openai/{name}")
-        await ask(running, "junk")
-        known = (await scrape(running.admin_url)).series
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=20)) as session:
-            names = [f"{where}{number}" for number in range(250) for where in ("j", "no/j", "openai/j", "openai/k")]
-            suffix = {"openai/j": "?token_count=2", "openai/k": "?status=429"}
-
-            async def post(name: str) -> None:
-                model = name + suffix.get(name[:8], "")
-                async with session.post(running.url + PATH, json=chat(model=model)) as response:
-                    await response.read()
-
-            await asyncio.gather(*map(post, names))
-        found = await scrape(running.admin_url)
-    assert found.total("millrace_requests_started_total", model="other") == 1003
-    new = {series for series in found.series - known if "other" not in series}
-    assert new == set()
-    assert len(found.series) - len(known) < 150, "a few more outcomes of the one other model"
