@@ -8,11 +8,12 @@
     grafana/provisioning/dashboards/millrace.yaml           Grafana's way to the boards
     prometheus/rules.yaml, prometheus/alerts.yaml           recording and alerting rules
     prometheus/prometheus.yaml                              a configuration to begin with
+    prometheus/prometheusrule.yaml, kustomization.yaml      rules and boards for Kubernetes: kubectl apply -k
     runbook.md                                              what to check and do, for each alert
 
 The same files are in this folder, to be read and copied; a test says when they are out of date, and
-``millrace dashboards --out dashboards`` renews them. Of the gateway this package knows the catalogue and nothing else,
-and it needs nothing but the standard library.
+``millrace dashboards --out dashboards`` renews them. ``dashboards.render`` draws a board where there is no Grafana.
+Of the gateway this package knows the catalogue and nothing else, and it needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dashboards.boards import BOARDS
 from dashboards.document import Json, as_json, as_yaml
 from dashboards.objectives import OBJECTIVES, recording_groups
 from dashboards.panels import Panel
-from dashboards.provisioning import dashboard_provider, datasource, prometheus_config
+from dashboards.provisioning import dashboard_provider, datasource, kustomization, prometheus_config, prometheus_rule
 from dashboards.queries import recorded, runnable
 
 MADE = "Made by `millrace dashboards`; changes here are lost the next time."
@@ -54,9 +55,11 @@ def files(addresses: Addresses = Addresses()) -> dict[str, str]:
         "prometheus/rules.yaml": {"groups": recording_groups()},
         "prometheus/alerts.yaml": {"groups": alerts},
         "prometheus/prometheus.yaml": prometheus_config(addresses.admin_address),
+        "prometheus/prometheusrule.yaml": prometheus_rule([*recording_groups(), *alerts]),
+        "kustomization.yaml": kustomization([_file_name(board) for board in BOARDS]),
     }
     return {
-        **{f"grafana/{board.uid.removeprefix('millrace-')}.json": as_json(board.as_json()) for board in BOARDS},
+        **{f"grafana/{_file_name(board)}.json": as_json(board.as_json()) for board in BOARDS},
         **{path: as_yaml(document, head=MADE) for path, document in documents.items()},
         "runbook.md": RUNBOOK.read_text("utf-8"),
     }
@@ -109,6 +112,10 @@ def panel_queries(*, interval: str = "1m", **values: str) -> Iterator[PanelQuery
                         may_be_empty=panel.may_be_empty,
                         needs_rules=bool(recorded(query.expression)),
                     )
+
+
+def _file_name(board: Board) -> str:
+    return board.uid.removeprefix("millrace-")
 
 
 def _excused() -> Json:

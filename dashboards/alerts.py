@@ -28,6 +28,9 @@ PAGE = ((Decimal("14.4"), "1h", "5m"), (Decimal(6), "6h", "30m"))
 TICKET = ((Decimal(3), "1d", "2h"), (Decimal(1), "3d", "6h"))
 """How many times faster than allowed, over which long and which short window (SRE workbook, chapter 5)."""
 
+NOT_CLOSED = ("open", "half_open")
+"""A breaker that is open lets one call through from time to time, and is half open until that has failed."""
+
 _SECONDS = {"h": 3600, "d": 86400}
 _ROUNDED = '{{ printf "%.0f" $value }}'  # an increase is extrapolated, and 3.2 workers read oddly
 
@@ -250,29 +253,33 @@ def _providers() -> Iterator[Alert]:
     attempts = "millrace_upstream_attempts_total"
     is_open, state = (
         "max by (job, instance, upstream) (" + RULES.series("millrace_upstream_state", state=wanted) + ")"
-        for wanted in ("open", "")
+        for wanted in (NOT_CLOSED, "")
     )
     everywhere = f"min by (job, upstream) ({at_least_none(is_open, state)})"
     used = f"group by (job, model, upstream) (increase({RULES.series(attempts)}[1h]) > 0)"
+    still = RULES.increase(attempts, "job", "model", over="15m", result="failed")
     yield Alert(
         name="MillraceModelUnavailable",
         severity="page",
-        expression=f"min by (job, model) (\n  {used}\n  * on (job, upstream) group_left ()\n  {everywhere}\n) == 1",
+        expression=f"min by (job, model) (\n  {used}\n  * on (job, upstream) group_left ()\n  {everywhere}\n) == 1"
+        f"\nand {still} > 0",
         lasts="2m",
         summary="{{ $labels.model }}: every upstream is given up on",
         description="On every gateway the breaker of every upstream that {{ $labels.model }} used in the last hour is "
-        "open. Its calls fail at once.",
+        "open or on probation. Its calls go to the first of them all the same, and fail.",
         board=UPSTREAMS,
         labels=("job", "model"),
     )
+    still = RULES.increase(attempts, "job", "upstream", over="15m", result="failed")
     yield Alert(
         name="MillraceBreakerOpen",
         severity="ticket",
-        expression='max by (job, upstream) (millrace_upstream_state{state="open"}) == 1',
+        expression=f"max by (job, upstream) ({RULES.series('millrace_upstream_state', state=NOT_CLOSED)}) == 1"
+        f"\nand {still} > 0",
         lasts="10m",
         summary="{{ $labels.upstream }} is given up on",
-        description="The breaker of {{ $labels.upstream }} has been open for ten minutes on at least one gateway. "
-        "Other upstreams take its calls, if its models have any.",
+        description="The breaker of {{ $labels.upstream }} has not closed for ten minutes on at least one gateway: "
+        "whenever it lets a call through, that fails. Other upstreams take its calls, if its models have any.",
         board=UPSTREAMS,
         labels=("job", "upstream"),
     )
@@ -289,16 +296,16 @@ def _providers() -> Iterator[Alert]:
         board=UPSTREAMS,
         labels=("job", "upstream"),
     )
-    lost = RULES.increase("millrace_failovers_total", "job", "model", over="15m", result="!completed")
-    tried = RULES.increase("millrace_failovers_total", "job", "model", over="15m")
+    lost = RULES.increase("millrace_failovers_total", "job", "model", over="15m", result="failed")
+    judged = RULES.increase("millrace_failovers_total", "job", "model", over="15m", result=("completed", "failed"))
     yield Alert(
         name="MillraceFailoverExhausted",
         severity="ticket",
-        expression=_above(lost, tried, "0.25", GUARD),
+        expression=_above(lost, judged, "0.25", GUARD),
         lasts="5m",
         summary="{{ $labels.model }}: failing over does not help",
         description="{{ $value | humanizePercentage }} of the failovers of {{ $labels.model }} in the last 15 minutes "
-        "did not save the call. Its clients were told that their stream had broken.",
+        "did not save the call: the attempts after them failed as well. Calls whose client left are not among them.",
         board=UPSTREAMS,
         labels=("job", "model"),
     )

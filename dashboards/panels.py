@@ -33,6 +33,9 @@ BURN: Steps = (("green", None), ("yellow", 1), ("orange", 6), ("red", 14.4))
 BUDGET: Steps = (("red", None), ("orange", 0), ("yellow", 0.25), ("green", 0.5))
 NONE_IS_GOOD: Steps = (("green", None), ("red", 1))
 
+COUNT = "locale"
+"""The unit of what is counted: 1,234. An increase is extrapolated, and 48.7 calls would read oddly."""
+
 _QUANTILES = {"p5": "dark-purple", "p50": "light-blue", "p95": "blue", "p99": "dark-blue", "mean": "purple"}
 _FAULTS = {"gateway": "red", "provider": "orange", "client left": "purple", "refused": "yellow"}
 _PHASES = {
@@ -193,6 +196,7 @@ def stat(
             "justifyMode": "center",
             "orientation": "auto",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "showPercentChange": False,
             "textMode": "value",
             "wideLayout": True,
         },
@@ -221,7 +225,7 @@ def graph(
     """Return lines over time. ``expressions`` gives each legend its expression; one called *target* is dashed."""
     custom: Json = {
         "drawStyle": "bars" if bars else "line",
-        "fillOpacity": 60 if bars else 30 if stack else 8,
+        "fillOpacity": 60 if bars else 30 if stack else 8 if least == 0 else 0,
         "lineWidth": 1,
         "showPoints": "never",
         "spanNulls": False,
@@ -287,6 +291,7 @@ def heatmap(title: str, says: str, expression: str, *, unit: str = "s", width: i
             "filterValues": {"le": 1e-9},
             "legend": {"show": True},
             "rowsFrame": {"layout": "auto"},
+            "showValue": "never",
             "tooltip": {"mode": "single", "showColorScale": False, "yHistogram": True},
             "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
         },
@@ -307,6 +312,8 @@ class Column:
     def properties(self) -> list[Json]:
         """Return how the column's cells look."""
         found: list[Json] = [{"id": "unit", "value": self.unit}]
+        if self.unit == COUNT:
+            found.append({"id": "decimals", "value": 0})
         if self.width:
             found.append({"id": "custom.width", "value": self.width})
         if self.steps:
@@ -356,7 +363,7 @@ def table(
         overrides=tuple(overrides),
         options={
             "cellHeight": "sm",
-            "footer": {"countRows": False, "fields": "", "reducer": ["sum"], "show": False},
+            "frameIndex": 0,
             "showHeader": True,
             "sortBy": [{"desc": True, "displayName": sort_by}] if sort_by else [],
         },
@@ -396,7 +403,7 @@ def states(
         height=height,
         defaults={
             "color": {"mode": "thresholds"},
-            "custom": {"fillOpacity": 70, "lineWidth": 0, "spanNulls": False},
+            "custom": {"fillOpacity": 70, "lineWidth": 0},
             "mappings": [_mapping(names)],
             "noValue": "No data",
             "thresholds": _thresholds(()),
@@ -404,7 +411,7 @@ def states(
         },
         options={
             "alignValue": "center",
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": False},
+            "legend": {"calcs": [], "displayMode": "list", "placement": "bottom", "showLegend": False},
             "mergeValues": True,
             "rowHeight": 0.8,
             "showValue": "auto",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dashboards.document import Json
 
 FOLDER = "/etc/grafana/millrace"  # where the folder with the boards is mounted
@@ -43,4 +45,31 @@ def prometheus_config(admin_address: str) -> Json:
         "global": {"scrape_interval": "15s", "evaluation_interval": "15s"},
         "rule_files": ["rules.yaml", "alerts.yaml"],
         "scrape_configs": [{"job_name": "millrace", "static_configs": [{"targets": [admin_address]}]}],
+    }
+
+
+def prometheus_rule(groups: Sequence[Json]) -> Json:
+    """Return all rules as the Prometheus Operator takes them."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "millrace", "labels": {"app.kubernetes.io/name": "millrace"}},
+        "spec": {"groups": groups},
+    }
+
+
+def kustomization(boards: Sequence[str]) -> Json:
+    """Return what makes of the rules and boards resources of Kubernetes, as Grafana's sidecar looks for them."""
+    return {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": ["prometheus/prometheusrule.yaml"],
+        "configMapGenerator": [
+            {"name": f"millrace-board-{name}", "files": [f"grafana/{name}.json"]} for name in boards
+        ],
+        "generatorOptions": {
+            "disableNameSuffixHash": True,
+            "labels": {"app.kubernetes.io/name": "millrace", "grafana_dashboard": "1"},
+            "annotations": {"grafana_folder": "Millrace"},
+        },
     }

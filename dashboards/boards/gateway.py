@@ -180,7 +180,8 @@ PRESSURE = (
     ),
     graph(
         "Streams paused by their clients",
-        "Seconds of pause in each second: how many streams wait for a client that does not read.",
+        "Seconds of pause in each second: how many streams wait for a client that does not read. A pause is counted "
+        "when it ends.",
         {"paused": BOARD.rate("millrace_client_backpressure_seconds", part="sum")},
         unit="none",
         width=6,

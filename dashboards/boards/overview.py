@@ -20,6 +20,7 @@ from dashboards.panels import (
     BAD_ABOVE_1_PERCENT,
     BUDGET,
     BURN,
+    COUNT,
     GOOD_ABOVE_99,
     GOOD_ABOVE_999,
     NONE_IS_GOOD,
@@ -245,7 +246,7 @@ SINCE_WHEN = (
 
 def _by_model() -> Panel:
     columns = (
-        Column(title="Calls", expression=ended("model", over=RANGE), unit="short", width=90),
+        Column(title="Calls", expression=ended("model", over=RANGE), unit=COUNT, width=90),
         Column(
             title="Completed",
             expression=attained("complete", "model", over=RANGE),

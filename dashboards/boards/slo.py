@@ -10,7 +10,7 @@ from __future__ import annotations
 from dashboards.board import Board, Row, custom
 from dashboards.measures import OVERVIEW, SLO, STREAMS, UPSTREAMS
 from dashboards.objectives import BUDGET_WINDOW, JUDGED, OBJECTIVES, TARGET, errors, missed
-from dashboards.panels import BUDGET, BURN, Column, Panel, Steps, graph, link_to, stat, states, table
+from dashboards.panels import BUDGET, BURN, COUNT, Column, Panel, Steps, graph, link_to, stat, states, table
 from dashboards.queries import BOARD, share
 
 CHOSEN = 'job=~"$job", model=~"$model", objective="$objective"'
@@ -139,7 +139,7 @@ def _matrix() -> Panel:
     streams_judged = Column(
         title="Streams",
         expression=BOARD.increase(JUDGED, "model", over=BUDGET_WINDOW, objective="all"),
-        unit="short",
+        unit=COUNT,
     )
     return table(
         "Budget left, by model and objective",
@@ -212,7 +212,7 @@ WHERE = (
             Column(
                 title="Streams",
                 expression=BOARD.increase(JUDGED, "instance", objective="$objective"),
-                unit="short",
+                unit=COUNT,
             ),
             Column(
                 title="Missed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dashboards.board import Board, Row
 from dashboards.measures import STREAMS, UPSTREAMS, attained, ended, quantiles, within
 from dashboards.objectives import JUDGED
-from dashboards.panels import GOOD_ABOVE_99, Column, Panel, graph, heatmap, link_to, stat, table
+from dashboards.panels import COUNT, GOOD_ABOVE_99, Column, Panel, graph, heatmap, link_to, stat, table
 from dashboards.queries import BOARD, CLIENTS, PROVIDERS, RANGE, share
 
 STALLS = "millrace_stalls_total"
@@ -62,7 +62,8 @@ HEAD = (
     ),
     stat(
         "Time stared at",
-        "How many users are looking at a stalled answer, on average: seconds of stall in each second.",
+        "How many users are looking at a stalled answer, on average: seconds of stall in each second. A stall is "
+        "counted when its stream has ended.",
         BOARD.rate("millrace_stall_seconds_total"),
         unit="none",
         decimals=2,
@@ -157,8 +158,8 @@ FLOW = (
 STALLED = (
     graph(
         "Stalls by phase",
-        "Stalls in a second by how far the answer was. In prefill the provider has not begun; in decode it has "
-        "stopped.",
+        "Stalls in a second by how far the answer was: in the middle of the reasoning, or of what is visible. A wait "
+        "for the first token is no stall, but late: see *TTFT*. In draining, the gateway was about to stop.",
         {"{{phase}}": BOARD.rate(STALLS, "phase")},
         unit="cps",
         stack="normal",
@@ -177,7 +178,8 @@ STALLED = (
     ),
     graph(
         "Time stared at, by upstream",
-        "Seconds of stall in each second: how many users are looking at a stalled answer of this upstream.",
+        "Seconds of stall in each second: how many users are looking at a stalled answer of this upstream. Stalls are "
+        "counted when their stream has ended.",
         {"{{upstream}}": BOARD.rate("millrace_stall_seconds_total", "upstream")},
         unit="none",
         stack="normal",
@@ -249,7 +251,7 @@ def _by_pair() -> Panel:
         Column(
             title="Streams",
             expression=BOARD.increase("millrace_ttft_seconds", "model", "upstream", part="count"),
-            unit="short",
+            unit=COUNT,
         ),
         Column(
             title="TTFT p95",
@@ -271,7 +273,7 @@ def _by_pair() -> Panel:
             expression=BOARD.quantile(0.95, "millrace_stream_max_gap_seconds", "model", "upstream", over=RANGE),
             unit="s",
         ),
-        Column(title="Stalls", expression=BOARD.increase(STALLS, "model", "upstream"), unit="short"),
+        Column(title="Stalls", expression=BOARD.increase(STALLS, "model", "upstream"), unit=COUNT),
         Column(title="Output tokens", expression=BOARD.increase(OUTPUT, "model", "upstream"), unit="short"),
         Column(
             title="Wasted",

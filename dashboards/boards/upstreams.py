@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards.board import Board, Row
 from dashboards.measures import STREAMS, UPSTREAMS, ended
-from dashboards.panels import BAD_ABOVE_1_PERCENT, Column, Panel, graph, heatmap, link_to, stat, states, table
+from dashboards.panels import BAD_ABOVE_1_PERCENT, COUNT, Column, Panel, graph, heatmap, link_to, stat, states, table
 from dashboards.queries import BOARD, PROVIDERS, RANGE, share
 
 ATTEMPTS = "millrace_upstream_attempts_total"
@@ -97,7 +97,7 @@ HEAD = (
 def _by_upstream() -> Panel:
     columns = (
         Column(title="Breaker", expression=_state("upstream"), unit="none", names=STATES, width=100),
-        Column(title="Attempts", expression=BOARD.increase(ATTEMPTS, "upstream"), unit="short", width=100),
+        Column(title="Attempts", expression=BOARD.increase(ATTEMPTS, "upstream"), unit=COUNT, width=100),
         Column(title="Failed", expression=_failed("upstream", over=RANGE), unit="percentunit", steps=FAILING),
         Column(
             title="429",
@@ -224,13 +224,24 @@ SPEED = (
         "The recent TTFT by which the strategy `fastest` chooses.",
         {"{{upstream}}": BOARD.latest("max", "millrace_upstream_ttft_ewma_seconds", "upstream")},
         unit="s",
+        width=6,
     ),
     graph(
         "In flight by upstream",
         "Attempts under way. A line that is flat at the top is a limit (`max_concurrency`).",
         {"{{upstream}}": BOARD.latest("sum", "millrace_upstream_inflight", "upstream")},
         unit="short",
+        width=6,
         may_be_empty="no attempt is under way.",
+    ),
+    graph(
+        "New connections: time, p95",
+        "What finding the address, connecting and TLS took, where no connection had been kept: it is a part of the "
+        "TTFT of those attempts alone.",
+        {"{{upstream}}": BOARD.quantile(0.95, "millrace_upstream_connect_seconds", "upstream")},
+        unit="s",
+        width=6,
+        may_be_empty="all requests went over connections that had been kept.",
     ),
     graph(
         "Rate limit headroom",
@@ -243,6 +254,7 @@ SPEED = (
         },
         unit="percentunit",
         most=1,
+        width=6,
         may_be_empty="no provider tells its rate limits.",
     ),
 )
@@ -278,8 +290,9 @@ FAILOVER = (
     ),
     graph(
         "Time lost to failover, p95",
-        "From the start of the first attempt that failed to the first token of one that went on. Shorter time limits "
-        "(`ttft_timeout_s`, `stall_timeout_s`) make it shorter.",
+        "Before the first token: from the start of the first attempt that failed to the first token of one that did "
+        "not. In mid stream: the gap that the client saw, from the last token of one attempt to the first new one of "
+        "the next. Shorter time limits (`ttft_timeout_s`, `stall_timeout_s`) make both shorter.",
         {"{{phase}}": BOARD.quantile(0.95, "millrace_failover_lost_seconds", "phase")},
         unit="s",
         may_be_empty="no attempt had to be made good.",

@@ -274,13 +274,27 @@ def _providers() -> Iterator[tuple[str, Case]]:
             series=_attempts("p/m", "failed", "0+1x60") | _breaker("p/m", is_open=True) | elsewhere,
         ),
     )
+    idle = _attempts("p/m", "failed", "0+1x10 10x60")
+    yield "MillraceModelUnavailable", Case(why="nobody has asked since", series=idle | _breaker("p/m", is_open=True))
     of_upstream = {"job": "millrace", "upstream": "p/m"}
+    probed = {
+        f'millrace_upstream_state{{{GATEWAY}, upstream="p/m", state="open"}}': "1x9 0 1x9 0 1x60",
+        f'millrace_upstream_state{{{GATEWAY}, upstream="p/m", state="half_open"}}': "0x9 1 0x9 1 0x60",
+    }
     yield (
         "MillraceBreakerOpen",
-        Case(why="open for an hour", series=_breaker("p/m", is_open=True), labels=of_upstream, value="1"),
+        Case(
+            why="open for an hour, but for a call of probation now and then",
+            series=probed | _attempts("p/m", "failed", "0+1x60"),
+            labels=of_upstream,
+            value="1",
+        ),
     )
-    yield "MillraceBreakerOpen", Case(why="closed", series=_breaker("p/m", is_open=False))
-    yield "MillraceBreakerOpen", Case(why="just opened", series=_breaker("p/m", is_open=True), after=5)
+    failing = _attempts("p/m", "failed", "0+1x60")
+    yield "MillraceBreakerOpen", Case(why="closed", series=failing | _breaker("p/m", is_open=False))
+    yield "MillraceBreakerOpen", Case(why="just opened", series=failing | _breaker("p/m", is_open=True), after=5)
+    idle = _attempts("p/m", "failed", "0+1x10 10x60")
+    yield "MillraceBreakerOpen", Case(why="nobody has asked since", series=idle | _breaker("p/m", is_open=True))
     yield (
         "MillraceUpstreamFails",
         Case(
@@ -309,6 +323,8 @@ def _providers() -> Iterator[tuple[str, Case]]:
     )
     yield "MillraceFailoverExhausted", Case(why="all are saved", series=_failovers("completed", "0+20x60"))
     yield "MillraceFailoverExhausted", Case(why="one is lost", series=_failovers("failed", "0x55 1x60"))
+    left = _failovers("completed", "0+2x60") | _failovers("cancelled", "0+20x60")
+    yield "MillraceFailoverExhausted", Case(why="clients did not wait for the end", series=left)
     headroom = f'millrace_upstream_ratelimit_remaining_ratio{{{GATEWAY}, upstream="p/m", resource="tokens"}}'
     yield (
         "MillraceRateLimitNear",

@@ -43,3 +43,21 @@ def test_prometheus_scrapes_the_job_that_the_rules_are_about() -> None:
     (scraped,) = document["scrape_configs"]
     assert scraped["job_name"] == "millrace"
     assert 'up{job=~"millrace.*"}' in FILES["prometheus/alerts.yaml"]
+
+
+def test_the_operator_gets_the_rules_that_prometheus_gets() -> None:
+    """All groups, in one resource."""
+    files = ("prometheus/rules.yaml", "prometheus/alerts.yaml")
+    groups = [group for name in files for group in yaml.safe_load(FILES[name])["groups"]]
+    document = yaml.safe_load(FILES["prometheus/prometheusrule.yaml"])
+    assert (document["apiVersion"], document["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert document["spec"] == {"groups": groups}
+
+
+def test_the_kustomization_makes_resources_of_all_rules_and_boards() -> None:
+    """It names files beside it; Grafana's sidecar finds the boards by their label."""
+    document = yaml.safe_load(FILES["kustomization.yaml"])
+    boards = [name for made in document["configMapGenerator"] for name in made["files"]]
+    assert sorted(boards) == sorted(name for name in FILES if name.endswith(".json"))
+    assert document["resources"] == ["prometheus/prometheusrule.yaml"]
+    assert document["generatorOptions"]["labels"]["grafana_dashboard"] == "1"

@@ -39,7 +39,7 @@ RULES: list[Json] = [
 
 DRAWN = {"stat", "timeseries", "heatmap", "table", "state-timeline"}
 
-UNITS = {"none", "short", "percentunit", "s", "bytes", "reqps", "cps", "bool_yes_no"}
+UNITS = {"none", "short", "percentunit", "s", "bytes", "reqps", "cps", "bool_yes_no", "locale"}
 """Those of the linter's list that are in use."""
 
 WITHOUT_PANEL: dict[str, str] = {}
