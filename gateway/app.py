@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields
 from functools import partial
@@ -17,7 +18,6 @@ from importlib import import_module
 from ipaddress import ip_address
 from typing import cast
 
-import structlog
 from aiohttp import web
 
 from gateway import __version__
@@ -27,67 +27,143 @@ from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
 from gateway.core.meters import OTHER, Meters
 from gateway.core.progress import Slo
-from gateway.guard import ConnectionGuard, Gate, OriginRule
+from gateway.guard import LAST_REQUEST_S, ConnectionGuard, Gate, OriginRule
 from gateway.ledger import LogLedger
-from gateway.page import show_page
+from gateway.logs import current_writer
+from gateway.page import show_page, show_part
 from gateway.pipeline import Authenticator, Instrumented, Middleware, Telemetry
+from gateway.process.listening import Acceptor, open_sockets
 from gateway.providers import PROVIDERS
 from gateway.providers.base import Provider, ProviderOptions
 from gateway.providers.openai import OpenAI
 from gateway.server import Server, ServerOptions
 from gateway.simulator import Simulator
 from gateway.telemetry.collector import SlabCollector
+from gateway.telemetry.drops import DropSampler
 from gateway.telemetry.lag import LagSampler
 from gateway.telemetry.live import LiveTable
 from gateway.telemetry.meters import Meters as SlabMeters
+from gateway.telemetry.seeds import seed
 from gateway.telemetry.slab import Slab
+from gateway.telemetry.spans import Peer
+from gateway.telemetry.tracing import Tracer
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
 from gateway.watch import Limits
 
-log = structlog.get_logger()
-
-BACKLOG = 4096
-"""aiohttp's 128 refuses connections when a thousand clients come at once."""
+LAST_BYTES_S = 10.0
+"""How long the end of an answer may take to reach a slow client when the gateway has nothing else to do."""
 
 SIMULATOR_MODEL = "mill"
 
 
 class Gateway:
-    """A gateway that can be started and stopped. Making one checks all that can be checked without a socket.
+    """All that serves requests in one process. Making it checks what can be checked without a socket.
+
+    A worker makes one with its ``slab`` and its ``slot``, and calls ``prepare``, ``serve``, ``leave``, ``drain`` and
+    ``close``; the sockets and the admin port are its supervisor's. ``start`` and ``stop`` do all of it in one process,
+    for programs that have a gateway in them, and for tests.
 
     Raises ``ConfigError`` for a middleware or provider that cannot be made, and for an address that must not be served.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, slab: Slab | None = None, slot: int = 0) -> None:
         self.config = config
         self.middlewares = make_middlewares(config.middleware)
         self.models = model_names(config)
         self.is_open = not any(isinstance(item, Authenticator) and item.requires_key for item in self.middlewares)
         _check_address(config, is_open=self.is_open)
         make_providers(config, simulator_url="")
+        self.live = LiveTable()
         self.port = 0
         self.admin_port = 0
-        self._slab = Slab.create()
-        self._live = LiveTable()
-        self._telemetry = make_telemetry(config, self._slab, self._live)
+        self._slab = slab or Slab.create()
+        self._slot = slot
+        self._samples: list[Callable[[], None]] = []
+        self._telemetry = make_telemetry(config, self._slab, self.live, self._samples)
         self._is_ready = False
         self._open = AsyncExitStack()
+        self._server: Server | None = None
+        self._guard: ConnectionGuard | None = None
+        self._acceptor: Acceptor | None = None
 
-    async def start(self) -> None:
-        """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
-        server = self.config.server
-        note_build(self._telemetry.meters, self.config)
-        collector = SlabCollector([self._slab])
-        collector.note_started(0, os.getpid())
-        admin = Admin(collector, self._live, is_ready=lambda: self._is_ready)
-        self.admin_port = await self._listen(admin.make_app(), server.admin_host, server.admin_port)
+    # --- as a worker
+
+    async def prepare(self) -> None:
+        """Make all that requests need, and open what providers need."""
+        seed(self._telemetry.meters, model_pairs(self.config), worker=str(self._slot))
         session, fresh = make_session(), make_session(keeps_connections=False)
         self._open.push_async_callback(session.close)
         self._open.push_async_callback(fresh.close)
         providers = make_providers(self.config, simulator_url=await self._start_simulator())
-        self.port = await self._serve_public(Upstream(providers, session, fresh, meters=self._telemetry.meters))
-        if ignored := without_effect(self.config):
-            log.warning("configuration_without_effect", keys=ignored)
+        tracer = make_tracer(self.config, providers)
+        tracer.start()
+        self._open.push_async_callback(asyncio.to_thread, tracer.shutdown)
+        server = self._server = self._make_server(
+            Upstream(providers, session, fresh, meters=self._telemetry.meters), tracer
+        )
+        await self._speak_http(server)
+        self._sample(server, tracer)
+
+    def serve(self, sockets: Sequence[socket.socket]) -> None:
+        """Accept connections; the sockets are the gateway's own from now on."""
+        assert self._guard is not None  # noqa: S101, it has been prepared
+        self._acceptor = Acceptor(sockets, self._guard.over(self._http))
+        self._acceptor.start()
+
+    def adopt(self, connection: socket.socket) -> None:
+        """Serve a client that another process has served until now."""
+        if self._guard is None or self._acceptor is None or self._guard.is_leaving:
+            connection.close()
+        else:
+            self._acceptor.adopt(connection, self._guard.over(self._http, is_adopted=True))
+
+    async def leave(self, give_away: Callable[[int], None] | None = None) -> None:
+        """Accept no more connections; when this returns no request begins on those there are.
+
+        Connections that rest are given to ``give_away``, as descriptors. Where nobody takes them they are closed, and
+        so are all behind their answers; who was about to be accepted still is.
+        """
+        if self._guard is None or self._acceptor is None:
+            return
+        self.live.drain()
+        await self._acceptor.stop(takes_rest=give_away is None)
+        self._guard.leave(give_away)
+        if give_away is None:
+            await self._guard.wait_until_empty(LAST_REQUEST_S)
+
+    async def drain(self) -> None:
+        """Wait for the streams, for ``drain_timeout_s`` at most; then end them, and tell their clients.
+
+        Cancelled while it waits, it ends them at once.
+        """
+        if self._server is not None and self._guard is not None:
+            await self._server.drain(self.config.server.drain_timeout_s)
+            await self._guard.wait_until_empty(LAST_BYTES_S)
+
+    async def close(self) -> None:
+        """Close all that is left."""
+        await self._open.aclose()
+
+    # --- in one process
+
+    async def start(self) -> None:
+        """Open the sockets and serve; ``port`` and ``admin_port`` are then those that were really opened."""
+        server, source = self.config.server, self.config.source
+        note_build(self._telemetry.meters, self.config)
+        collector = SlabCollector([self._slab])
+        collector.note_started(0, os.getpid())
+        admin = Admin(collector, self._show_streams, is_ready=lambda: self._is_ready, key=server.admin_key)
+        self.admin_port = await admin.start(server.admin_host, server.admin_port, source)
+        self._open.push_async_callback(admin.stop)
+        listening = open_sockets(server.host, server.port, source)
+        self.port = int(listening[0].getsockname()[1])
+        try:
+            await self.prepare()
+        except BaseException:
+            for sock in listening:
+                sock.close()
+            raise
+        self.serve(listening)
         self._is_ready = True
 
     async def stop(self) -> None:
@@ -96,7 +172,16 @@ class Gateway:
         Cancelled while it waits, it waits no longer, but closes all there is.
         """
         self._is_ready = False
-        await self._open.aclose()
+        try:
+            await self.leave()
+            await self.drain()
+        finally:
+            await self.close()
+
+    # --- inside
+
+    async def _show_streams(self) -> Mapping[str, object]:
+        return self.live.shown()
 
     async def _start_simulator(self) -> str:
         if all(provider.kind != "simulator" for provider in self.config.providers.values()):
@@ -106,9 +191,9 @@ class Gateway:
         self._open.push_async_callback(simulator.stop)
         return f"http://127.0.0.1:{port}/v1"
 
-    async def _serve_public(self, upstream: Upstream) -> int:
-        options, meters = self.config.server, self._telemetry.meters
-        server = Server(
+    def _make_server(self, upstream: Upstream, tracer: Tracer) -> Server:
+        options = self.config.server
+        return Server(
             middlewares=instrument(self.middlewares, self._telemetry),
             endpoint=upstream,
             route=make_router(self.config),
@@ -119,67 +204,35 @@ class Gateway:
                 write_timeout_s=options.write_timeout_s,
             ),
             ledger=LogLedger(),
+            tracer=tracer,
         )
-        guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
+
+    async def _speak_http(self, server: Server) -> None:
+        """Put the public port's application, and the guard of its connections, before ``server``."""
+        options = self.config.server
+        guard = self._guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
+        self._open.callback(guard.close)
         gate = Gate(OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins)), guard)
         app = web.Application(client_max_size=options.max_body_bytes, middlewares=[gate.handle])
         app.on_response_prepare.append(gate.add_headers)
-        app.on_response_prepare.append(partial(_count_response, meters))
+        app.on_response_prepare.append(partial(_count_response, self._telemetry.meters))
         add_routes(app, server)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+        self._open.push_async_callback(runner.cleanup)
+        await runner.setup()
+        self._http = cast("web.Server", runner.server)
+
+    def _sample(self, server: Server, tracer: Tracer) -> None:
+        """Look a few times a second at what is only known by looking."""
+        meters, writer = self._telemetry.meters, current_writer()
         buffered = meters.gauge("millrace_stream_buffered_bytes")
-        sampler = LagSampler(meters, samples=[lambda: buffered.set(server.buffered_bytes)])
+        drops = DropSampler(
+            meters, lines=lambda: writer.dropped_count if writer else {}, spans=lambda: tracer.dropped_count
+        )
+        self._samples += [lambda: buffered.set(server.buffered_bytes), drops]
+        sampler = LagSampler(meters, worker=str(self._slot), samples=self._samples)
         sampler.start()
         self._open.callback(sampler.stop)
-
-        async def drain() -> None:
-            self._live.drain()
-            await server.drain(options.drain_timeout_s)
-
-        return await self._listen(app, options.host, options.port, guard=guard, drain=drain)
-
-    async def _listen(
-        self,
-        app: web.Application,
-        host: str,
-        port: int,
-        *,
-        guard: ConnectionGuard | None = None,
-        drain: Callable[[], Awaitable[None]] | None = None,
-    ) -> int:
-        """Serve ``app`` and return its port; raises ``ConfigError`` when the address cannot be had.
-
-        It is closed in this order: no new connections, no further requests on those there are, the live ones drained.
-        """
-        runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
-        await runner.setup()
-        server = cast("web.Server", runner.server)
-        try:
-            listening = await asyncio.get_running_loop().create_server(
-                guard.over(server) if guard else server, host, port, backlog=BACKLOG
-            )
-        except OSError as error:
-            await runner.cleanup()
-            if guard is not None:
-                guard.close()
-            number = error.errno or 0  # negative for a host without an address
-            reason = (os.strerror(number) if number > 0 else error.strerror or str(error)).lower()
-            raise ConfigError([f"{self.config.source}: cannot listen on {host}:{port}: {reason}"]) from error
-        self._open.push_async_callback(_close, runner, guard)
-        if drain is not None:
-            self._open.push_async_callback(drain)
-        if guard is not None:
-            self._open.callback(guard.close_idle)
-        self._open.callback(server.pre_shutdown)
-        self._open.callback(listening.close)
-        return int(listening.sockets[0].getsockname()[1])
-
-
-async def _close(runner: web.AppRunner, guard: ConnectionGuard | None) -> None:
-    try:
-        await runner.cleanup()
-    finally:
-        if guard is not None:
-            guard.close()
 
 
 def add_routes(app: web.Application, server: Server) -> None:
@@ -189,7 +242,7 @@ def add_routes(app: web.Application, server: Server) -> None:
     app.router.add_get("/v1/models", server.list_models, name="models")
     app.router.add_get("/v1/models/{id:.+}", server.show_model, name="models.one")
     app.router.add_get("/", show_page, name="page")
-    app.router.add_get("/page/{name}", show_page, name="page.file")
+    app.router.add_get("/page/{name}", show_part, name="page.part")
 
 
 async def _count_response(meters: Meters, request: web.Request, response: web.StreamResponse) -> None:
@@ -198,13 +251,36 @@ async def _count_response(meters: Meters, request: web.Request, response: web.St
     meters.counter("millrace_http_responses_total", route, str(response.status)).inc()
 
 
-def make_telemetry(config: Config, slab: Slab, live: LiveTable) -> Telemetry:
-    """Return what the parts of one worker measure with; it counts in its slab."""
+def make_telemetry(
+    config: Config, slab: Slab, live: LiveTable, samples: list[Callable[[], None]] | None = None
+) -> Telemetry:
+    """Return what the parts of one worker measure with; it counts in its slab.
+
+    What is only known by looking is added to ``samples``.
+    """
     slo = config.telemetry.slo
+    looks = [] if samples is None else samples
     return Telemetry(
         meters=SlabMeters(slab),
         slo=Slo(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, max_gap_s=slo.max_gap_s),
         live=live,
+        sample=looks.append,
+    )
+
+
+def make_tracer(config: Config, providers: Mapping[str, ConfiguredProvider]) -> Tracer:
+    """Return what traces the calls of one worker; to be started in its process."""
+    telemetry = config.telemetry
+    peers = {
+        name: Peer.of(kind=provider.kind, host=provider.host, base_url=providers[name].provider.base_url)
+        for name, provider in config.providers.items()
+    }
+    return Tracer(
+        telemetry.otlp_endpoint,
+        headers=telemetry.otlp_headers,
+        sample_ratio=telemetry.trace_sample_ratio,
+        propagates=telemetry.propagate_to_providers,
+        peers=peers,
     )
 
 
@@ -333,6 +409,11 @@ def model_names(config: Config) -> list[str]:
     return list(dict.fromkeys([*config.models, *targets, *(f"{name}/{SIMULATOR_MODEL}" for name in simulators)]))
 
 
+def model_pairs(config: Config) -> list[tuple[str, str]]:
+    """Return every model of the configuration with each of its targets, by the names that metrics call them."""
+    return [(name, target) for name, model in config.models.items() for target in model.targets]
+
+
 def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
     """Return the gateway as it would run, for a person to read: its chain, its providers, its models."""
     config = gateway.config
@@ -340,14 +421,7 @@ def describe(gateway: Gateway) -> Mapping[str, Sequence[str]]:
         "middleware": [repr(middleware) for middleware in gateway.middlewares],
         "providers": [_describe_provider(name, provider) for name, provider in config.providers.items()],
         "models": [_describe_model(name, model) for name, model in config.models.items()],
-        **({"without effect in this version": ignored} if (ignored := without_effect(config)) else {}),
     }
-
-
-def without_effect(config: Config) -> list[str]:
-    """Return the keys that are set to something this version does not do yet."""
-    ignored = ["server.workers"] if config.server.workers > 1 else []
-    return ignored + (["telemetry.otlp_endpoint"] if config.telemetry.otlp_endpoint else [])
 
 
 def _describe_provider(name: str, config: ProviderConfig) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import resource
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway import __version__
-from gateway.config import Config, load_config
+from gateway.config import Config, find_config, load_config, parse_config
 from gateway.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from gateway.app import Gateway
+    from gateway.process.supervisor import Listening
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,26 +67,48 @@ def _load(path: str | None) -> Config:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from gateway.app import Gateway  # noqa: PLC0415, a fault in the file is told without importing a server
-    from gateway.logs import configure_logs  # noqa: PLC0415
+    flags = {"host": options.host, "port": options.port, "admin_port": options.admin_port, "workers": options.workers}
+    source, text = find_config(options.config, os.environ, Path.cwd())
+    config = parse_config(text, source, os.environ).with_overrides(**flags)
 
-    config = _load(options.config).with_overrides(
-        host=options.host, port=options.port, admin_port=options.admin_port, workers=options.workers
-    )
-    configure_logs(level=config.telemetry.log_level, log_format=config.telemetry.log_format)
-    gateway = Gateway(config)
+    from gateway.process.member import Started  # noqa: PLC0415, a fault in the file is told without importing more
+
     _allow_many_sockets()
+    started = [Started.of() for _ in range(config.server.workers)]  # they import what they need while we do
 
-    async def run(stopped: asyncio.Event) -> None:
+    from gateway.logs import configure_logs  # noqa: PLC0415
+    from gateway.process.supervisor import Settings, Supervisor, WorkerFailed  # noqa: PLC0415
+
+    def read() -> Settings:
+        source, text = find_config(options.config, os.environ, Path.cwd())
+        config = parse_config(text, source, os.environ).with_overrides(**flags)
+        return Settings(config, text, flags)
+
+    configure_logs(level=config.telemetry.log_level, log_format=config.telemetry.log_format)
+    supervisor = Supervisor(Settings(config, text, flags), read, started=started)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.ask_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, supervisor.ask_to_reload)
+        starting = asyncio.ensure_future(supervisor.start())
+        stopping = asyncio.ensure_future(supervisor.asked_to_stop())
         try:
-            await gateway.start()
-            _calm_collector()
-            _greet(gateway)
-            await stopped.wait()
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                _greet(starting.result())
+                await stopping
         finally:
-            await gateway.stop()
+            starting.cancel()
+            stopping.cancel()
+            await supervisor.stop()
 
-    _run(run)
+    try:
+        asyncio.run(run())
+    except WorkerFailed as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 
@@ -139,16 +160,6 @@ def _simulate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _calm_collector() -> None:
-    """Let the garbage collector look less often, and not at what stays: it took 8 % of the relay's time.
-
-    Hardly anything here is a cycle; what a stream leaves behind goes by its reference counts.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 50)
-
-
 def _allow_many_sockets() -> None:
     """A stream has two sockets, and the usual limit of 1024 open files would end at five hundred."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -156,16 +167,15 @@ def _allow_many_sockets() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _greet(gateway: Gateway) -> None:
+def _greet(listening: Listening) -> None:
     """Say where the page is, and the one line that streams."""
-    host = gateway.config.server.host
-    base = f"http://{f'[{host}]' if ':' in host else host}:{gateway.port}"
-    model = next(iter(gateway.models), f"{next(iter(gateway.config.providers), 'provider')}/MODEL")
+    server, first = listening.config.server, listening.first
+    base = f"http://{f'[{server.host}]' if ':' in server.host else server.host}:{listening.port}"
     message = {"role": "user", "content": "Tell me a story."}
-    body = shlex.quote(json.dumps({"model": model, "stream": True, "messages": [message]}, ensure_ascii=False))
-    key = "" if gateway.is_open else " -H 'authorization: Bearer YOUR_KEY'"
+    body = shlex.quote(json.dumps({"model": first.model, "stream": True, "messages": [message]}, ensure_ascii=False))
+    key = "" if first.is_open else " -H 'authorization: Bearer YOUR_KEY'"
     print(f"page:   {base}/")
-    print(f"admin:  http://{gateway.config.server.admin_host}:{gateway.admin_port}/readyz")
+    print(f"admin:  http://{server.admin_host}:{listening.admin_port}/readyz")
     print(f"stream: curl -N {base}/v1/chat/completions -H 'content-type: application/json'{key} -d {body}", flush=True)
 
 

@@ -49,6 +49,7 @@ __all__ = [
     "SloConfig",
     "TelemetryConfig",
     "build_options",
+    "find_config",
     "load_config",
     "parse_config",
 ]
@@ -155,14 +156,21 @@ Kind = Literal["openai", "anthropic", "google", "mistral", "meta", "llama", "ope
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Where the gateway listens, and what it allows its clients."""
+    """Where the gateway listens, in how many processes, and what it allows its clients.
+
+    ``event_loop`` "auto" is uvloop where that is installed. Told to stop, the gateway accepts connections for
+    ``drain_delay_s`` more, while load balancers find that it is not ready, and streams go on for ``drain_timeout_s``.
+    """
 
     host: Host = "127.0.0.1"
     port: Port = 8080
     admin_host: Host = "127.0.0.1"
     admin_port: Port = 8081
+    admin_key: Secret | None = None
     workers: Annotated[int, Range(1, 64)] = 1
+    event_loop: Literal["auto", "asyncio", "uvloop"] = "auto"
     max_body_bytes: Annotated[int, Range(1)] = 10_485_760
+    drain_delay_s: Annotated[float, Range(0, unit="seconds")] = 0.0
     drain_timeout_s: Annotated[float, Range(0, unit="seconds")] = 600.0
     cors_origins: tuple[Origin, ...] = ()
     heartbeat_s: Seconds = 15.0
@@ -306,12 +314,19 @@ def load_config(path: str | None, environ: Mapping[str, str], cwd: Path) -> Conf
 
     Raises ``ConfigError`` with every fault.
     """
+    source, text = find_config(path, environ, cwd)
+    return parse_config(text, source, environ)
+
+
+def find_config(path: str | None, environ: Mapping[str, str], cwd: Path) -> tuple[str, str]:
+    """Return what ``load_config`` reads, and its text; "environment", and nothing, if there is no file.
+
+    Raises ``ConfigError`` for a file that cannot be read.
+    """
     named = path if path is not None else environ.get("MILLRACE_CONFIG") or None
     source = named if named is not None else "millrace.yaml"
     text = _file_text(cwd / source, Faults(source), is_needed=named is not None)
-    if text is None:
-        return _config(Map(), Faults("environment"), environ)
-    return parse_config(text, source, environ)
+    return ("environment", "") if text is None else (source, text)
 
 
 def parse_config(text: str, source: str, environ: Mapping[str, str]) -> Config:

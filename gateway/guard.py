@@ -5,6 +5,10 @@ peer that has silently died after a quarter of an hour. Both are set here, for e
 HTTP it answers in plain text that quotes them, and logs them with a traceback; here they get an error body like
 everybody else, and the log holds nothing of them.
 
+When its process leaves, connections on which nothing is being asked are given to another process, if there is one:
+their clients notice nothing, and no request is answered by what was configured before. Otherwise they are closed, and
+a client that was just about to ask has a moment to do so.
+
 The gate around the handlers gives each request its id, refuses foreign origins, and turns whatever a handler raises
 into OpenAI's error body: a path that does not exist too.
 """
@@ -34,6 +38,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 SWEEP_S = 1.0
 KEEP_ALIVE_S = 75.0
+LAST_REQUEST_S = 0.2
+"""How long a connection that rests is kept open when nobody takes it over: a request may be on its way."""
+LOOK_S = 0.02
 PEER_TIMEOUT_MS = 30_000
 """How long written bytes may stay unacknowledged before the kernel gives the peer up."""
 UNSENT_BYTES = 64 * 1024
@@ -60,11 +67,25 @@ class ConnectionGuard:
         self._loop = asyncio.get_running_loop()
         self._due_at_s: dict[web.RequestHandler, float] = {}
         self._resting: set[web.RequestHandler] = set()
+        self._connections: set[_Connection] = set()
+        self._give_away: Callable[[int], None] | None = None
+        self._is_leaving = False
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
-    def over(self, server: web.Server) -> Callable[[], web.RequestHandler]:
-        """Return a factory of connections to ``server``, each with a deadline."""
-        return partial(_Connection, server, self)
+    def over(self, server: web.Server, *, is_adopted: bool = False) -> Callable[[], web.RequestHandler]:
+        """Return a factory of connections to ``server``, each with a deadline.
+
+        One that is adopted rests: it has been served before.
+        """
+        return partial(_Connection, server, self, is_adopted=is_adopted)
+
+    def begin_connection(self, connection: _Connection, *, is_resting: bool) -> None:
+        """A connection is there."""
+        self._connections.add(connection)
+        if is_resting:
+            self._resting.add(connection)
+        else:
+            self.expect(connection)
 
     def expect(self, connection: web.RequestHandler) -> None:
         """A request is to arrive now."""
@@ -90,12 +111,48 @@ class ConnectionGuard:
         """A connection is gone."""
         self._due_at_s.pop(connection, None)
         self._resting.discard(connection)
+        self._connections.discard(connection)
 
-    def close_idle(self) -> None:
-        """Close the connections on which no request is being answered."""
-        for connection in (*self._due_at_s, *self._resting):
-            if connection.transport is not None:
-                connection.transport.close()
+    @property
+    def closes(self) -> bool:
+        """Whether connections are closed behind their answers."""
+        return self._is_leaving and self._give_away is None
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether no request is to begin here any more."""
+        return self._is_leaving
+
+    def leave(self, give_away: Callable[[int], None] | None = None) -> None:
+        """Let go of every connection as soon as it rests: to ``give_away``, which gets its descriptor, or for good."""
+        self._is_leaving, self._give_away = True, give_away
+        for connection in list(self._connections):
+            if give_away is None:
+                self._loop.call_later(LAST_REQUEST_S, self.let_go, connection)
+            else:
+                self.let_go(connection)
+
+    def let_go(self, connection: _Connection) -> None:
+        """Let go of a connection if it rests; or as soon as it does, where it can be given away."""
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            return
+        if not connection.rests:
+            if self._give_away is not None and connection.has_answered:
+                self._loop.call_later(LOOK_S, self.let_go, connection)
+            return
+        sock = transport.get_extra_info("socket")
+        if self._give_away is None or sock is None:
+            transport.close()
+        else:
+            self._give_away(sock.fileno())
+            transport.abort()  # closes our descriptor of it, and nothing else
+
+    async def wait_until_empty(self, timeout_s: float) -> None:
+        """Wait until all connections are gone, with all that was written to them."""
+        due_at_s = self._loop.time() + timeout_s
+        while self._connections and self._loop.time() < due_at_s:  # noqa: ASYNC110, it is looked at once in a lifetime
+            await asyncio.sleep(LOOK_S)
 
     def close(self) -> None:
         """Stop sweeping."""
@@ -113,9 +170,9 @@ class ConnectionGuard:
 class _Connection(web.RequestHandler):
     """aiohttp's connection, under a guard."""
 
-    __slots__ = ("_guard",)
+    __slots__ = ("_guard", "_has_begun_request", "_is_adopted", "has_answered")
 
-    def __init__(self, server: web.Server, guard: ConnectionGuard) -> None:
+    def __init__(self, server: web.Server, guard: ConnectionGuard, *, is_adopted: bool) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
@@ -123,10 +180,21 @@ class _Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # aiohttp means it: no logger is made for the connection
         )
         self._guard = guard
+        self._is_adopted = is_adopted
+        self._has_begun_request = False
+        self.has_answered = True
+        """Whether the answer to the last request is written, or there has been none."""
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing has come that is not answered, and nothing is left to be written."""
+        is_waiting = self._waiter is not None and not self._waiter.done()
+        is_quiet = is_waiting and not self._messages and not self._has_begun_request
+        return is_quiet and self.transport is not None and self.transport.get_write_buffer_size() == 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._guard.expect(self)
+        self._guard.begin_connection(self, is_resting=self._is_adopted)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError, AttributeError):
@@ -134,8 +202,27 @@ class _Connection(web.RequestHandler):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def data_received(self, data: bytes) -> None:
+        request, count = self._current_request, self._request_count
+        is_between = request is None or request.content.is_eof()
         self._guard.note_data(self)
         super().data_received(data)
+        if self._request_count > count:
+            self._has_begun_request = self.has_answered = False
+        elif data and is_between:  # aiohttp calls it without any when it reads on
+            self._has_begun_request = True
+
+    def log_access(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002, the signature of aiohttp's
+        response: web.StreamResponse,  # noqa: ARG002, the same
+        time: float | None,  # noqa: ARG002, the same
+    ) -> None:
+        """Note that an answer is written; if it was the last one here, nothing more is read that might be a request."""
+        self.has_answered = True
+        if self._guard.is_leaving and not self._guard.closes:
+            if self.transport is not None and not self._messages and not self._has_begun_request:
+                self.transport.pause_reading()
+            self._guard.let_go(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._guard.forget(self)
@@ -155,7 +242,7 @@ class _Connection(web.RequestHandler):
         if status < 500:
             error: GatewayError = _not_http(exc)
         else:
-            log.error("internal_error", request_id=request_id, exc_info=exc)
+            log.error("call.failed", request_id=request_id, exc_info=exc)
             error = InternalError("the gateway failed; the details are in its log under the request id")
         response = error_response(error, request_id)
         response.headers.update({"server": "millrace", "x-request-id": request_id})
@@ -225,21 +312,26 @@ class Gate:
         request[REQUEST_ID] = _request_id(request)
         try:
             self._rule.check(request.host, request.headers.get("origin"))
-            return _preflight(self._rule, request) or await handler(request)
+            response = _preflight(self._rule, request) or await handler(request)
         except GatewayError as error:
-            return error_response(error, request[REQUEST_ID])
+            response = error_response(error, request[REQUEST_ID])
         except web.HTTPException as error:
             response = error_response(_as_error(error, request), request[REQUEST_ID])
             response.headers.update({name: value for name, value in error.headers.items() if name == "Allow"})
-            return response
         finally:
             self._guard.end(request)
+        if self._guard.closes:
+            response.force_close()
+        return response
 
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give a response its request id, and a browser its permission, before its headers are written."""
         response.headers["server"] = "millrace"
         response.headers["x-request-id"] = request[REQUEST_ID]
         response.headers.update(self._rule.headers(request.headers.get("origin")))
+        if self._guard.closes:
+            response.headers["connection"] = "close"
+            response.force_close()
 
 
 def _preflight(rule: OriginRule, request: web.Request) -> web.Response | None:

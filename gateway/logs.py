@@ -6,6 +6,10 @@ a lower level make room for one of a higher, and every line that is lost is coun
 line, in the process that logs it: what waits at a fork is written by the parent alone. At the end of the process the
 lines that are left have a second to be written.
 
+Several workers share one standard output. Each writes whole lines, and what it writes at once stays together: in a file
+always, in a pipe if it is no more than ``PIPE_BUF``. A longer line, such as one with a traceback, can be parted by
+another worker's only while the pipe is full.
+
 What is written is looked at first, whoever logs it. Fields that by their name may hold a key or what was said are left
 out; what looks like a key is cut out of any text, and long text is cut; of an object nothing is shown but its type. Of
 an exception there is its traceback, with the code and without any values, and its message as far as it quotes nothing.

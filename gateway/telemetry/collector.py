@@ -6,7 +6,14 @@ its slab is cleared for the next one, whose counts begin at zero: the sum goes o
 it. Sums of floats depend on their order, and for Prometheus a counter that is less by its last bit has begun again; so
 what was told once is the least that is told from then on.
 
+A slot is a number that one worker has after another. While a new one has begun in it and the old one still finishes its
+streams, both are counted: the slot's memory is that of both, and it is up if the new one is.
+
 Label values are capped over all workers as in each: the caps hold for the answer too.
+
+Calls that were in flight in a worker that has died have ended with it: they are counted as such, so that at any time
+those that were started are those with an outcome and those in flight. Whether they were streams nobody knows any more;
+nearly all are, and so are they taken for it.
 
 The collector has mappings and a lock of its own, so that it can be used in any thread. It is a collector of
 prometheus_client, whose encoders write the answer.
@@ -17,6 +24,7 @@ from __future__ import annotations
 import os
 import time
 from bisect import bisect_right
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +44,8 @@ from prometheus_client.samples import Exemplar, Sample
 
 from gateway.telemetry.catalogue import BY_NAME, CATALOGUE, Kind, Merge, Metric
 from gateway.telemetry.meters import OVERFLOW, Cap, Meters, others_of
+from gateway.telemetry.slab import Child, Slab
 from gateway.telemetry.slab import Exemplar as SlabExemplar
-from gateway.telemetry.slab import Slab
 
 _MERGE: Final[Mapping[Merge, Callable[[Sequence[float]], float]]] = {"sum": sum, "max": max, "min": min, "mean": fmean}
 _FAMILIES: Final[Mapping[Kind, type[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]]] = {
@@ -45,6 +53,13 @@ _FAMILIES: Final[Mapping[Kind, type[CounterMetricFamily | GaugeMetricFamily | Hi
     "gauge": GaugeMetricFamily,
     "histogram": HistogramMetricFamily,
 }
+_OF_SLOT: Final = ("worker",)
+_STARTED: Final = "millrace_requests_started_total"
+_ENDED: Final = "millrace_requests_total"
+_SERIES_COUNT: Final = "millrace_metrics_series"
+MOST_LOOKS: Final = 3
+"""A worker makes its series when it begins, and seldom later: one look is enough nearly always."""
+
 _HAS_PROC: Final = Path("/proc/self/stat").exists()
 
 
@@ -135,9 +150,10 @@ class _Source:
         self._child_count = 0
         self._places: list[_Place] = []
         self._firsts: list[int] = []
+        self._values: Sequence[float] = []
 
     def places(self, series_of: Callable[[Metric, tuple[str, ...]], _Series]) -> Sequence[_Place]:
-        children = self.slab.children()
+        children = self._look()
         if self._epoch != self.slab.epoch:
             self._epoch, self._child_count = self.slab.epoch, 0
             self._places, self._firsts = [], []
@@ -150,9 +166,17 @@ class _Source:
         return self._places
 
     def parts(self) -> Iterator[tuple[_Series, Sequence[float]]]:
-        values = self.slab.read(self._child_count)
         for place in self._places:
-            yield place.series, values[place.first : place.first + place.size]
+            yield place.series, self._values[place.first : place.first + place.size]
+
+    def _look(self) -> Sequence[Child]:
+        """Read the children and, at once, their values: one that came in between has what others would lack."""
+        for _ in range(MOST_LOOKS):
+            children = list(self.slab.children())
+            self._values = self.slab.read(len(children))
+            if len(self.slab.children()) == len(children):
+                break
+        return children
 
     def exemplars(self) -> Iterator[tuple[_Series, int, SlabExemplar]]:
         for exemplar in self.slab.exemplars():
@@ -168,15 +192,35 @@ _Values = Mapping[_Series, Sequence[float]]
 _Exemplars = Mapping[tuple[_Series, int], Exemplar]
 
 
-class _Worker:
-    """A slot: its slab, and the process that works in it now."""
+class _Slot:
+    """What is told of the processes that work in one slot."""
 
-    def __init__(self, slot: int, slab: Slab, meters: Meters) -> None:
-        self.source: Final = _Source(slab)
+    def __init__(self, slot: int, meters: Meters) -> None:
+        self.number: Final = slot
         self._up = meters.gauge("millrace_worker_up", str(slot))
         self._cpu_s = meters.counter("millrace_worker_cpu_seconds_total", str(slot))
         self._resident_bytes = meters.gauge("millrace_worker_resident_memory_bytes", str(slot))
         self._open_fds = meters.gauge("millrace_worker_open_fds", str(slot))
+
+    def clear(self) -> None:
+        for gauge in (self._up, self._resident_bytes, self._open_fds):
+            gauge.set(0.0)
+
+    def add(self, process: Process, cpu_s: float, *, is_leaving: bool) -> None:
+        if not (process.has_ended or is_leaving):
+            self._up.set(1.0)
+        self._cpu_s.inc(cpu_s)
+        self._resident_bytes.inc(process.resident_bytes)
+        self._open_fds.inc(process.open_fds)
+
+
+class _Worker:
+    """A slab, and the process that writes to it now."""
+
+    def __init__(self, slot: _Slot, slab: Slab) -> None:
+        self.source: Final = _Source(slab)
+        self.slot: Final = slot
+        self.is_leaving = False
         self._pid: int | None = None
         self._cpu_seen_s = 0.0
 
@@ -186,21 +230,20 @@ class _Worker:
 
     def look(self, read: Callable[[int], Process | None]) -> None:
         process = None if self._pid is None else read(self._pid)
-        if process is None:
-            process = Process(has_ended=True, cpu_s=self._cpu_seen_s, resident_bytes=0, open_fds=0)
-        self._up.set(0.0 if process.has_ended else 1.0)
-        self._cpu_s.inc(process.cpu_s - self._cpu_seen_s)
-        self._cpu_seen_s = process.cpu_s
-        self._resident_bytes.set(process.resident_bytes)
-        self._open_fds.set(process.open_fds)
+        if process is not None:
+            self.slot.add(process, process.cpu_s - self._cpu_seen_s, is_leaving=self.is_leaving)
+            self._cpu_seen_s = process.cpu_s
 
 
 class SlabCollector(Collector):
-    """Reads the slabs of ``workers``, in the order of their slots, and that of the ``supervisor`` if it counts too."""
+    """Reads the slabs of ``workers``, in the order of their slots, and that of the ``supervisor`` if it counts too.
+
+    Each worker has a place: for these it is their slot, for those who come later it is what ``admit`` returns.
+    """
 
     def __init__(
         self,
-        workers: Sequence[Slab],
+        workers: Sequence[Slab] = (),
         *,
         supervisor: Slab | None = None,
         read_process: Callable[[int], Process | None] = read_process,
@@ -208,35 +251,69 @@ class SlabCollector(Collector):
         own = Slab.create()
         meters = Meters(own)
         self._meters = meters
-        self._series_count = meters.gauge("millrace_metrics_series")
+        meters.gauge(_SERIES_COUNT)
         self._scrape_s = meters.gauge("millrace_scrape_duration_seconds")
         self._read_process = read_process
         self._lock = Lock()
         self._cap = Cap()
         self._series: dict[str, dict[tuple[str, ...], _Series]] = {metric.name: {} for metric in CATALOGUE}
-        self._workers = [_Worker(slot, slab, meters) for slot, slab in enumerate(workers)]
-        others = [own] if supervisor is None else [supervisor, own]
-        self._sources = [worker.source for worker in self._workers] + [_Source(slab) for slab in others]
+        self._slots: dict[int, _Slot] = {}
+        self._gone: set[str] = set()
+        self._workers: dict[int, _Worker] = {}
+        self._place_count = 0
+        self._others = [_Source(slab) for slab in ([own] if supervisor is None else [supervisor, own])]
+        for slot, slab in enumerate(workers):
+            self.admit(slot, slab)
 
-    def note_started(self, slot: int, pid: int) -> None:
-        """A process has begun to work in a slot; from now on its processor time, memory and files are told."""
+    def admit(self, slot: int, slab: Slab) -> int:
+        """Read one more slab, that of a worker in a slot; returns its place."""
         with self._lock:
-            self._workers[slot].begin(pid)
+            place = self._place_count
+            self._place_count += 1
+            if slot not in self._slots:
+                self._slots[slot] = _Slot(slot, self._meters)
+            self._workers[place] = _Worker(self._slots[slot], slab)
+            return place
 
-    def retire(self, slot: int) -> None:
-        """Keep what the process in a slot has counted, and clear the slab for the next one.
+    def note_started(self, place: int, pid: int) -> None:
+        """A process has begun to work there; from now on its processor time, memory and files are told."""
+        with self._lock:
+            self._workers[place].begin(pid)
+
+    def note_leaving(self, place: int) -> None:
+        """The worker there accepts nothing more: it is counted until it has ended, but its slot is not up with it."""
+        with self._lock:
+            self._workers[place].is_leaving = True
+
+    def retire(self, place: int) -> None:
+        """Keep what the process there has counted, and clear the slab for the next one.
 
         Only when the process has ended. Best before it is waited for: then its processor time can still be read.
         """
         with self._lock:
-            worker = self._workers[slot]
-            worker.look(self._read_process)
-            worker.begin(None)
-            worker.source.places(self._series_of)
-            for series, values in worker.source.parts():
-                if series.metric.kind != "gauge":
-                    series.retire(values)
-            worker.source.slab.clear()
+            self._retire(self._workers[place])
+
+    def dismiss(self, place: int) -> None:
+        """Keep what the process there has counted, as ``retire`` does, and read its slab no more."""
+        with self._lock:
+            self._retire(self._workers.pop(place))
+
+    def keep_slots(self, count: int) -> None:
+        """There are slots below ``count``, and no others: of those nothing is told but what was counted in them."""
+        with self._lock:
+            self._gone = {str(slot) for slot in self._slots} | self._gone
+            self._gone -= {str(slot) for slot in range(count)}
+            self._slots = {slot: self._slots.get(slot) or _Slot(slot, self._meters) for slot in range(count)}
+
+    def of_slot(self, slot: int) -> SlabCollector | None:
+        """Return a collector of only that which is in the slabs of a slot now; ``None`` if there are none."""
+        with self._lock:
+            slabs = [worker.source.slab for worker in self._workers.values() if worker.slot.number == slot]
+        if not slabs:
+            return None
+        alone = SlabCollector()
+        alone._others += map(_Source, slabs)
+        return alone
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the answer and its content type, in the format that an ``Accept`` header asks for."""
@@ -255,7 +332,9 @@ class SlabCollector(Collector):
     def collect(self) -> Iterable[Family]:
         """Return every family of the catalogue that has children, in its order."""
         with self._lock:
-            for worker in self._workers:
+            for slot in self._slots.values():
+                slot.clear()
+            for worker in self._workers.values():
                 worker.look(self._read_process)
             values = self._merge()
             exemplars = self._exemplars()
@@ -265,6 +344,26 @@ class SlabCollector(Collector):
                 if (children := [series for series in self._series[metric.name].values() if series in values])
             ]
 
+    def _retire(self, worker: _Worker) -> None:
+        worker.look(self._read_process)
+        worker.begin(None)
+        worker.source.places(self._series_of)
+        lost: Tally[tuple[str, ...]] = Tally()
+        for series, values in worker.source.parts():
+            if series.metric.kind != "gauge":
+                series.retire(values)
+            if series.metric.name == _STARTED:
+                lost[series.labels] += round(values[0])
+            elif series.metric.name == _ENDED:
+                lost[series.labels[:2]] -= round(values[0])
+        worker.source.slab.clear()
+        for (route, model), count in lost.items():
+            if count > 0:
+                self._series_of(BY_NAME[_ENDED], (route, model, "true", "gateway_error")).retire([float(count)])
+
+    def _sources(self) -> list[_Source]:
+        return [*(worker.source for worker in self._workers.values()), *self._others]
+
     def _merge(self) -> _Values:
         parts: dict[_Series, list[Sequence[float]]] = {
             series: [series.retired]
@@ -272,18 +371,25 @@ class SlabCollector(Collector):
             for series in children.values()
             if series.retired
         }
-        for source in self._sources:
+        for source in self._sources():
             for place in source.places(self._series_of):
                 parts.setdefault(place.series, [])
-        self._series_count.set(sum(series.metric.series_count for series in parts))
-        for source in self._sources:
+        for series in [series for series in parts if self._is_of_gone_slot(series)]:
+            del parts[series]
+        for source in self._sources():
             for series, values in source.parts():
-                parts[series].append(values)
+                if series in parts:
+                    parts[series].append(values)
+        count = sum(series.metric.series_count for series in parts)
+        parts[self._series_of(BY_NAME[_SERIES_COUNT], ())] = [[float(count)]]
         return {series: series.merge(several) for series, several in parts.items()}
+
+    def _is_of_gone_slot(self, series: _Series) -> bool:
+        return series.metric.kind == "gauge" and series.metric.labels == _OF_SLOT and series.labels[0] in self._gone
 
     def _exemplars(self) -> _Exemplars:
         latest: dict[tuple[_Series, int], SlabExemplar] = {}
-        for source in self._sources:
+        for source in self._sources():
             for series, bucket, exemplar in source.exemplars():
                 known = latest.get((series, bucket))
                 if known is None or known.at_s < exemplar.at_s:

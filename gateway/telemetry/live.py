@@ -2,14 +2,17 @@
 
 One line for each call is too much for metrics, where every value of a label is kept for ever; here it is gone when it
 has been looked at. What a stream is like is asked of it when somebody looks, and once at its end: being in the table
-costs it nothing while it lives.
+costs it nothing while it lives. Nothing in it looks like a key, even where a client has asked for a model of that name.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
+
+from gateway.logs import clean
 
 KEPT_COUNT: Final = 50
 
@@ -25,11 +28,15 @@ class Stream(Protocol):
 
 
 class LiveTable:
-    """All calls in flight, in the order in which they began, and the last ``kept_count`` that have ended."""
+    """All calls in flight, in the order in which they began, and the last ``kept_count`` that have ended.
 
-    def __init__(self, *, kept_count: int = KEPT_COUNT) -> None:
+    ``clock`` gives the wall-clock time at which one has ended, by which the tables of several processes can be joined.
+    """
+
+    def __init__(self, *, kept_count: int = KEPT_COUNT, clock: Callable[[], float] = time.time) -> None:
         self._in_flight: dict[int, Stream] = {}
         self._recent: deque[Mapping[str, object]] = deque(maxlen=kept_count)
+        self._clock = clock
         self._is_draining = False
 
     def begin(self, stream: Stream) -> None:
@@ -42,7 +49,7 @@ class LiveTable:
         """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
         del self._in_flight[id(stream)]
         if is_kept:
-            self._recent.append(stream.shown())
+            self._recent.append({**_safe(stream), "ended_at_s": round(self._clock(), 3)})
 
     def drain(self) -> None:
         """The gateway is stopping: whatever is in flight from now on is waited for."""
@@ -53,6 +60,10 @@ class LiveTable:
     def shown(self) -> Mapping[str, Sequence[Mapping[str, object]]]:
         """Return the whole table; of those that have ended the last one comes first."""
         return {
-            "in_flight": [stream.shown() for stream in self._in_flight.values()],
+            "in_flight": [_safe(stream) for stream in self._in_flight.values()],
             "recent": list(reversed(self._recent)),
         }
+
+
+def _safe(stream: Stream) -> Mapping[str, object]:
+    return {name: clean(said) if isinstance(said, str) else said for name, said in stream.shown().items()}

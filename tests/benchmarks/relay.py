@@ -165,20 +165,23 @@ async def load(port: int, stream_count: int, seconds: float, processor_s: Callab
 
 def processor_s(pid: int) -> float:
     """Return the processor time of a process and its children, in seconds."""
-    ticks = 0
+    return sum(int(fields[11]) + int(fields[12]) for fields in _family(pid)) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of a process and its children."""
+    return sum(int(fields[21]) for fields in _family(pid)) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def _family(pid: int) -> Iterator[list[str]]:
+    """Yield what the system says of a process and its children, from the state on."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(stat.parent.name) == pid or int(fields[1]) == pid:
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+            yield fields
 
 
 @contextmanager

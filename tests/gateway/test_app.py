@@ -21,12 +21,12 @@ from gateway.app import (
     make_providers,
     make_router,
     model_names,
-    without_effect,
 )
 from gateway.config import Config, MiddlewareConfig, parse_config
 from gateway.core.call import Call, Target
 from gateway.core.continuation import Continuation
 from gateway.core.errors import ConfigError
+from gateway.guard import LAST_REQUEST_S
 from gateway.pipeline import Middleware, Next, Send, Telemetry
 from tests.conftest import MakeGateway, over
 from tests.exposition import OPENMETRICS, scrape
@@ -214,7 +214,6 @@ def test_the_description_shows_all_that_runs_and_no_secret() -> None:
         "spread -> one/a, two/b (strategy: weighted, weights: [3.0, 1.0], hedge_after_s: 0.5)",
     ]
     assert "canary" not in str(shown)
-    assert not any(key.startswith("without effect") for key in shown)
 
 
 # --- the address
@@ -392,6 +391,29 @@ async def test_a_stream_in_flight_is_finished_while_the_gateway_drains(make_gate
         await exchange(gateway.admin_url, request("/healthz", method="GET"))
 
 
+async def test_a_call_that_begins_while_the_gateway_drains_has_the_same_time_as_the_others(
+    make_gateway: MakeGateway,
+) -> None:
+    """It was on its way when the gateway was told to stop; it is not cut when those before it have ended."""
+    scripts: list[Script] = [
+        [STREAM + chunk(ROLE, text("a")), pause_s, chunk(text("b"), FINISH, DONE) + END] for pause_s in (1.0, 1.5)
+    ]
+    ask = request(PATH, chat())
+    async with ScriptedUpstream(*scripts) as upstream:
+        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 20}))
+        async with connected(gateway.url) as first, connected(gateway.url) as second:
+            await first.send(ask)
+            await first.read_until(b'"a"')
+            await second.send(ask[:20])
+            await asyncio.sleep(0.1)
+            stopping = asyncio.ensure_future(gateway.gateway.stop())
+            await asyncio.sleep(2 * LAST_REQUEST_S)
+            await second.send(ask[20:])
+            for client in (first, second):
+                assert parse(await client.read_until(b"\r\n0\r\n\r\n")).body.endswith(DONE)
+            await asyncio.wait_for(stopping, 10)
+
+
 async def test_streams_that_a_stopping_gateway_waits_for_are_draining(make_gateway: MakeGateway) -> None:
     """Whoever looks sees how many are left; when they have ended there are none."""
     script: Script = [STREAM + chunk(ROLE, text("a")), 0.5, chunk(text("b"), FINISH, DONE) + END]
@@ -454,19 +476,6 @@ async def _outlast_the_drain(make_gateway: MakeGateway) -> None:
     assert b"[DONE]" not in found.body
 
 
-@pytest.mark.parametrize(
-    ("changed", "key"),
-    [
-        ("server: {workers: 2}", "server.workers"),
-        ("telemetry: {otlp_endpoint: 'http://127.0.0.1:4318'}", "telemetry.otlp_endpoint"),
-    ],
-)
-def test_what_has_no_effect_yet_is_said(changed: str, key: str) -> None:
-    """A key that is accepted but does nothing must not be believed in."""
-    assert without_effect(parse_config(changed, "test.yaml", {})) == [key]
-    assert without_effect(parse_config("", "test.yaml", {})) == []
-
-
 async def test_a_gateway_without_a_provider_serves_the_simulator() -> None:
     """The first stream works without any account."""
     running = Gateway(parse_config("server: {port: 0, admin_port: 0}", "test.yaml", {}))
@@ -504,7 +513,7 @@ async def test_every_answer_is_counted_by_its_route_and_status(make_gateway: Mak
         await exchange(gateway.url, request(PATH, chat()))
         await exchange(gateway.url, request(PATH, b"{"))
         await exchange(gateway.url, request("/api/chat/stream", {"message": "Hello"}))
-        for path in ("/", "/page/page.css", "/v1/models", "/v1/models/chat", "/v1/models/no/such", "/.env", "/a", "/b"):
+        for path in ("/", "/page/base.css", "/v1/models", "/v1/models/chat", "/v1/models/no/such", "/.env", "/a", "/b"):
             await exchange(gateway.url, request(path, method="GET"))
         found = await scrape(gateway.admin_url)
     name = "millrace_http_responses_total"

@@ -214,6 +214,15 @@ def test_serve_refuses_an_address_beyond_this_machine_without_client_keys(tmp_pa
     _refused(run("serve", "--host", "0.0.0.0", cwd=tmp_path), "server.host", "middleware.auth.Auth")  # noqa: S104
 
 
+def test_a_worker_that_crashes_before_it_serves_is_one_line(tmp_path: Path) -> None:
+    """And no configuration that is wrong: who starts the gateway may try again. Nothing is left running."""
+    (tmp_path / "crashing.py").write_text("import os\nos._exit(7)\n")
+    (tmp_path / "millrace.yaml").write_text("middleware: [{use: crashing.Crash}]\n")
+    found = run("serve", "--port", "0", "--admin-port", "0", "--workers", "2", cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == "a worker ended before it was ready: exit code 7\n"
+
+
 def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
     """For the gateway, its admin port and the simulator."""
     with socket.socket() as taken:
@@ -309,8 +318,11 @@ async def test_a_stream_in_flight_is_finished_after_sigterm(tmp_path: Path) -> N
     assert code == 0
     assert err == ""
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    ends = [(line["event"], line.get("result") or line.get("outcome")) for line in lines]
+    ends = [(line["event"], line.get("result") or line.get("outcome")) for line in lines if "model" in line]
     assert ends == [("attempt.settled", "completed"), ("stream.finished", "completed")]
+    of_processes = [line["event"] for line in lines if "model" not in line]
+    assert sorted(of_processes[:2]) == ["gateway.listening", "worker.started"]
+    assert of_processes[2:] == ["gateway.draining", "worker.exited", "gateway.stopped"]
 
 
 async def test_a_second_signal_does_not_wait_for_the_streams(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from gateway.config import (
     SloConfig,
     TelemetryConfig,
     build_options,
+    find_config,
     load_config,
     parse_config,
 )
@@ -261,8 +262,11 @@ def test_defaults_are_those_that_are_promised() -> None:
         "port": 8080,
         "admin_host": "127.0.0.1",
         "admin_port": 8081,
+        "admin_key": None,
         "workers": 1,
+        "event_loop": "auto",
         "max_body_bytes": 10485760,
+        "drain_delay_s": 0.0,
         "drain_timeout_s": 600.0,
         "cors_origins": (),
         "heartbeat_s": 15.0,
@@ -664,6 +668,15 @@ def test_a_byte_order_mark_is_no_fault(cwd: Path) -> None:
     """A file saved with a byte order mark reads as the same file without."""
     (cwd / "millrace.yaml").write_bytes(b"\xef\xbb\xbfserver: {port: 1}")
     assert load_config(None, {}, cwd).server.port == 1
+
+
+def test_a_configuration_can_be_read_again_from_its_text(cwd: Path) -> None:
+    """By another process, which gets the same although the file has changed by then; without a file too."""
+    environ = {"OPENAI_API_KEY": "key"}
+    assert find_config(None, environ, cwd) == ("environment", "")
+    assert parse_config("", "environment", environ) == load_config(None, environ, cwd)
+    (cwd / "millrace.yaml").write_bytes(b"\xef\xbb\xbfserver: {port: 1}")
+    assert find_config(None, environ, cwd) == ("millrace.yaml", "server: {port: 1}")
 
 
 @given(content=st.binary())

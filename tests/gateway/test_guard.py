@@ -1,5 +1,7 @@
 import asyncio
 import gc
+import json
+import os
 import socket
 from typing import Any
 
@@ -8,7 +10,8 @@ from aiohttp import web
 
 from gateway.core.errors import Forbidden
 from gateway.guard import ConnectionGuard, OriginRule
-from tests.conftest import MakeGateway, over
+from tests.conftest import MakeGateway, Running, over
+from tests.eventually import eventually
 from tests.gateway.test_server import AUTH, CLIENT_KEY
 from tests.raw_client import Answer, chat, connected, exchange, parse, request
 from tests.scripted_upstream import ScriptedUpstream, config_over, texts_of
@@ -261,3 +264,114 @@ async def test_the_preflight_of_another_origin_gets_no_permission(make_gateway: 
         assert "access-control-allow-origin" not in found.headers
     gateway = await make_gateway(config=config(cors_origins=[ORIGIN]))
     assert (await _preflight(gateway.url, "https://evil.example.org")).status == 403
+
+
+# --- leaving
+
+
+SHOW = request("/v1/models", method="GET")
+SLOW = chat(model="openai/mill?token_count=10&interval_s=0.05")
+
+
+def owner_of(answer: Answer) -> str:
+    """Return which of two gateways has answered: each has a provider of its own."""
+    return str(answer.json["data"][-1]["owned_by"])
+
+
+class Pair:
+    """A gateway over OpenAI that leaves, and one over Mistral that takes its connections over."""
+
+    def __init__(self, old: Running, new: Running) -> None:
+        self.old = old
+        self.new = new
+        self.given_count = 0
+
+    async def leave(self) -> None:
+        """Have the old one leave."""
+        await self.old.gateway.leave(self._give_away)
+
+    def _give_away(self, connection: int) -> None:
+        self.given_count += 1
+        self.new.gateway.adopt(socket.socket(fileno=os.dup(connection)))
+
+
+@pytest.fixture
+async def pair(make_gateway: MakeGateway) -> Pair:
+    """Start both; the new one has little patience."""
+    return Pair(await make_gateway("openai"), await make_gateway(config=config_of_new()))
+
+
+def config_of_new() -> dict[str, Any]:
+    """Return a configuration over Mistral's simulator."""
+    return {**over("mistral"), "server": {"header_timeout_s": 0.2}}
+
+
+async def test_a_connection_that_rests_is_given_away_and_its_client_notices_nothing(pair: Pair) -> None:
+    """Whether it has been served before or not; at its new place it may rest as long as anywhere."""
+    async with connected(pair.old.url) as served, connected(pair.old.url) as silent:
+        await served.send(SHOW)
+        assert owner_of(await served.answer()) == "openai"
+        await pair.leave()
+        await eventually(lambda: pair.given_count == 2)
+        await asyncio.sleep(1.5)
+        for client in (served, silent):
+            await client.send(SHOW)
+            assert owner_of(await client.answer()) == "mistral"
+
+
+async def test_what_was_asked_is_answered_where_it_was_and_the_next_elsewhere(pair: Pair) -> None:
+    """A stream in flight, half a head and half a body, and a second request right behind the first."""
+    body = json.dumps(SLOW).encode()
+    ask = request(PATH, body)
+    async with (
+        connected(pair.old.url) as streaming,
+        connected(pair.old.url) as half_head,
+        connected(pair.old.url) as half_body,
+        connected(pair.old.url) as double,
+    ):
+        await streaming.send(ask)
+        await double.send(ask + SHOW)
+        await half_head.send(ask[:20])
+        await half_body.send(ask[:-5])
+        await streaming.read_until(b'"content":')
+        await double.read_until(b'"content":')
+        await pair.leave()
+        await half_head.send(ask[20:])
+        await half_body.send(ask[-5:])
+        for client in (streaming, half_head, half_body):
+            assert parse(await client.read_until(b"\r\n0\r\n\r\n")).headers["x-millrace-target"].startswith("openai/")
+            client.seen = b""
+        double.seen = (await double.read_until(b"\r\n0\r\n\r\n")).partition(b"\r\n0\r\n\r\n")[2]
+        assert owner_of(await double.answer()) == "openai", "it was asked before"
+        for client in (streaming, half_head, half_body, double):
+            await client.send(SHOW)
+            assert owner_of(await client.answer()) == "mistral"
+    assert pair.given_count == 4
+
+
+async def test_without_a_successor_who_was_about_to_ask_is_answered_and_told_not_to_ask_again(
+    make_gateway: MakeGateway,
+) -> None:
+    """On a connection that rests there is a moment for it; then all of them are closed."""
+    gateway = await make_gateway("openai")
+    async with connected(gateway.url) as asking, connected(gateway.url) as resting, connected(gateway.url) as streaming:
+        await streaming.send(request(PATH, SLOW))
+        await streaming.read_until(b'"content":')
+        leaving = asyncio.ensure_future(gateway.gateway.leave())
+        await asyncio.sleep(0)
+        await asking.send(SHOW)
+        found = parse(await asking.read_all())
+        assert (found.status, found.headers["connection"], found.is_whole) == (200, "close", True)
+        assert await resting.read_all() == b""
+        assert parse(await streaming.read_all()).is_whole
+        await leaving
+
+
+async def test_a_connection_that_nobody_takes_over_is_closed(pair: Pair) -> None:
+    """As where the one that should have is about to leave itself."""
+    async with connected(pair.old.url) as client:
+        await client.send(SHOW)
+        await client.answer()
+        await pair.new.gateway.leave()
+        await pair.leave()
+        assert await client.read_all() == b""

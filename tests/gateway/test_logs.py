@@ -423,7 +423,7 @@ def test_no_text_takes_long_to_clean(words: str) -> None:
     begin_s = time.process_time()
     clean(words)
     clean_words(words)
-    assert time.process_time() - begin_s < 0.05
+    assert time.process_time() - begin_s < 0.5
 
 
 # --- for a person
