@@ -4,12 +4,13 @@ import asyncio
 import base64
 import json
 import shutil
+import subprocess
 import time
-from asyncio.subprocess import DEVNULL, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any, Final, Literal
 
 import aiohttp
@@ -49,6 +50,7 @@ class Page:
         self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self.complaints: list[str] = []
+        self.context: dict[str, Any] = {}
 
     async def open(self, url: str) -> None:
         """Go to an address and wait until the page and its scripts are loaded."""
@@ -103,8 +105,22 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
+    async def wheel(self, by: int, *, x: int = 300, y: int = 200) -> None:
+        """Turn the mouse's wheel over a place."""
+        await self.tell("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """Put another tab before this one, and take it away again."""
+        tab = await self.tell("Target.createTarget", url="about:blank", **self.context)
+        await self.wait_for("document.visibilityState === 'hidden'")
+        yield
+        await self.tell("Target.closeTarget", **tab)
+        await self.tell("Page.bringToFront")
+        await self.wait_for("document.visibilityState === 'visible'")
+
     async def close(self) -> None:
-        """Close the tab, and as it is the only one, the browser."""
+        """Close the tab."""
         with suppress(BrowserError):  # it may hang up without an answer
             await self.tell("Page.close")
 
@@ -145,47 +161,60 @@ class Page:
                 self.complaints.append(str(text))
 
 
-@asynccontextmanager
-async def open_page(profile: Path) -> AsyncIterator[Page]:
-    """Start a browser with an empty profile in a folder of its own, open a tab, and end the browser afterwards."""
+@contextmanager
+def running_browser(profile: Path) -> Iterator[str]:
+    """Start a browser with an empty profile in a folder of its own; yields the address of its DevTools."""
     assert PROGRAM is not None
-    process = await asyncio.create_subprocess_exec(
-        PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank", stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
-    )
+    command = [PROGRAM, *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL)  # noqa: S603, the one that was found
     try:
-        origin = f"http://127.0.0.1:{await _port(process, profile / 'DevToolsActivePort')}"
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"{origin}/json/list") as response:
-                tabs = [tab for tab in await response.json() if tab["type"] == "page"]
-            async with session.ws_connect(tabs[0]["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = Page(socket)
-                listening = asyncio.create_task(page.listen())
+        yield f"http://127.0.0.1:{_port(process, profile / 'DevToolsActivePort')}"
+    finally:
+        _end(process)
+
+
+@asynccontextmanager
+async def open_page(devtools: str) -> AsyncIterator[Page]:
+    """Open a tab that knows nothing of those before it, and close it afterwards."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{devtools}/json/version") as response:
+            url = (await response.json())["webSocketDebuggerUrl"]
+        async with _connected(session, url) as browser:
+            context = await browser.tell("Target.createBrowserContext", disposeOnDetach=True)
+            tab = await browser.tell("Target.createTarget", url="about:blank", **context)
+            async with _connected(session, f"{url.partition('/devtools/')[0]}/devtools/page/{tab['targetId']}") as page:
+                page.context = context
                 for domain in ("Page", "Runtime", "Log"):
                     await page.tell(f"{domain}.enable")
                 yield page
-            await listening
-    finally:
-        await _end(process)
+            await browser.tell("Target.disposeBrowserContext", **context)
 
 
-async def _port(process: Process, file: Path) -> int:
+@asynccontextmanager
+async def _connected(session: aiohttp.ClientSession, url: str) -> AsyncIterator[Page]:
+    async with session.ws_connect(url, max_msg_size=0) as socket:
+        page = Page(socket)
+        listening = asyncio.create_task(page.listen())
+        yield page
+    await listening
+
+
+def _port(process: subprocess.Popen[bytes], file: Path) -> int:
     """Wait for the file in which the browser notes where it listens."""
     due_at_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < due_at_s and process.returncode is None:
+    while time.monotonic() < due_at_s and process.poll() is None:
         with suppress(FileNotFoundError):
-            lines = (await asyncio.to_thread(file.read_text)).splitlines()
+            lines = file.read_text().splitlines()
             if len(lines) > 1:
                 return int(lines[0])
-        await asyncio.sleep(_LOOK_S)
+        time.sleep(_LOOK_S)
     raise BrowserError("chromium did not start")
 
 
-async def _end(process: Process) -> None:
-    if process.returncode is None:
-        process.terminate()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            await process.wait()
-    except TimeoutError:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
         process.kill()
-        await process.wait()
+        process.wait()

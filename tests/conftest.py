@@ -1,6 +1,6 @@
 """What tests of more than one part share: a running gateway whose providers are the simulator."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, get_args
@@ -11,6 +11,8 @@ import yaml
 from gateway.app import Gateway
 from gateway.config import Kind, parse_config
 from gateway.simulator import Script, Simulator
+from tests.browser import running_browser
+from tests.firefox import running_firefox
 
 QUICK: Final = Script(first_token_s=0.002, interval_s=0.0002)
 """Token by token, but faster than any provider; what a script leaves open is as here."""
@@ -91,6 +93,20 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
             )
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A browser for all tests of a file; its value is what ``open_page`` takes."""
+    with running_browser(tmp_path_factory.mktemp("chromium") / "profile") as devtools:
+        yield devtools
+
+
+@pytest.fixture(scope="module")
+def firefox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same with a Firefox; its value is what ``open_firefox_page`` takes."""
+    with running_firefox(tmp_path_factory.mktemp("firefox") / "profile") as url:
+        yield url
 
 
 def model_of(provider: str) -> str:

@@ -4,9 +4,10 @@ import asyncio
 import gzip
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from aiohttp import web
@@ -39,6 +40,19 @@ class Counting:
             raise self.error
         return self.inner.render(accept)
 
+    def of_slot(self, slot: int) -> SlabCollector | None:
+        """Return the collector of one worker."""
+        return self.inner.of_slot(slot)
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What became of a reload."""
+
+    generation: int
+    faults: Sequence[str] = ()
+    needs_restart: Sequence[str] = ()
+
 
 @dataclass
 class Serving:
@@ -49,6 +63,13 @@ class Serving:
     live: LiveTable
     url: str = ""
     is_ready: bool = False
+    reloaded: Reloaded = field(default_factory=lambda: Reloaded(2))
+    reload_count: int = 0
+
+    async def reload(self) -> Reloaded:
+        """Reload nothing."""
+        self.reload_count += 1
+        return self.reloaded
 
     async def get(self, path: str, **headers: str) -> Answer:
         """Ask for something."""
@@ -61,7 +82,11 @@ async def serving() -> AsyncIterator[Serving]:
     slab = Slab.create()
     served = Serving(Meters(slab), Counting(SlabCollector([slab])), LiveTable())
     collector: Any = served.collector
-    admin = Admin(collector, served.live, is_ready=lambda: served.is_ready)
+
+    async def show_streams() -> Mapping[str, object]:
+        return served.live.shown()
+
+    admin = Admin(collector, show_streams, is_ready=lambda: served.is_ready, reload=served.reload)
     runner = web.AppRunner(admin.make_app(), access_log=None, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -158,3 +183,63 @@ async def test_the_live_streams_are_told_as_json(serving: Serving) -> None:
     assert found.json == {"in_flight": [{"id": "r1", "tokens_per_s": None}], "recent": []}
     assert found.headers["content-type"] == "application/json"
     assert found.headers["cache-control"] == "no-store"
+
+
+async def test_a_worker_can_be_looked_at_alone(serving: Serving) -> None:
+    """As its slab has it; one that there is not is not found."""
+    serving.meters.counter("millrace_requests_started_total", "chat_completions", "chat").inc()
+    found = await serving.get("/metrics?worker=0")
+    assert Exposition.read(found.body).total("millrace_requests_started_total") == 1
+    for number in ("1", "x", "-1", "9" * 5000, ""):
+        assert (await serving.get(f"/metrics?worker={number}")).status == 404
+
+
+# --- reload
+
+
+async def test_a_reload_says_which_generation_serves_and_what_needs_a_restart(serving: Serving) -> None:
+    """It has taken place when that is said."""
+    serving.reloaded = Reloaded(3, needs_restart=["server.port"])
+    found = await exchange(serving.url, request("/admin/reload"))
+    assert found.status == 200
+    assert found.json == {"generation": 3, "needs_restart": ["server.port"]}
+    assert serving.reload_count == 1
+
+
+async def test_a_configuration_with_faults_is_told_with_all_of_them(serving: Serving) -> None:
+    """By a status that says so, and that the one before it is in force."""
+    serving.reloaded = Reloaded(1, faults=["my.yaml:1: server.prot: unknown key"])
+    found = await exchange(serving.url, request("/admin/reload"))
+    assert found.status == 422
+    assert found.json["error"]["faults"] == ["my.yaml:1: server.prot: unknown key"]
+    assert found.json["generation"] == 1
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://evil.example:8081", "host": "evil.example:8081"},
+        {"host": "evil.example"},
+    ],
+)
+async def test_a_web_page_cannot_have_the_gateway_reload(headers: dict[str, str], serving: Serving) -> None:
+    """Of another origin, or under a name that its owner has pointed here; nor can a link, or an image."""
+    assert (await exchange(serving.url, request("/admin/reload", **headers))).status == 403
+    assert (await serving.get("/admin/reload")).status == 405
+    assert serving.reload_count == 0
+
+
+async def test_where_nobody_can_reload_it_is_not_found() -> None:
+    """As in a gateway that is a part of another program."""
+    slab = Slab.create()
+    app = Admin(SlabCollector([slab]), AsyncMock(), is_ready=lambda: True).make_app()
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        assert (await exchange(url, request("/admin/reload"))).status == 404
+    finally:
+        await runner.cleanup()
