@@ -16,7 +16,7 @@ run: $(VENV)/.installed
 	@exec $(BIN)/millrace serve
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(VENV)/.developed
 	$(BIN)/ruff format --check .
@@ -37,9 +37,12 @@ lock: $(VENV)/.installed
 		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--custom-compile-command "make lock" --extra dev pyproject.toml -o requirements-dev.lock
+	sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | $(BIN)/uv pip compile --quiet --universal \
+		--generate-hashes --no-emit-index-url --python-version 3.11 --custom-compile-command "make lock" - \
+		-o deploy/build.lock
 
 clean:
-	rm -rf $(VENV) tests/sdk/node_modules
+	rm -rf $(VENV) tests/sdk/node_modules deploy/examples/react/node_modules
 
 $(VENV)/bin/python:
 	@[ -n "$(PYTHON)" ] || { echo "millrace needs Python 3.11 or newer" >&2; exit 1; }
@@ -56,13 +59,19 @@ $(VENV)/.developed: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) install --require-hashes -r requirements-dev.lock
 	@touch $@
 
-# What the tests use beside Python: Chromium for the page, Node.js for the SDKs written for it, Prometheus for what it is
-# asked. What cannot be had is skipped by the tests, with its reason.
-$(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json tests/sdk/install.py
+# What the tests use beside Python: Chromium and Firefox for the page, Node.js for the SDKs written for it, Prometheus for
+# what it is asked, nginx and HAProxy to stand in front. What cannot be had is skipped by the tests, with its reason.
+$(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json deploy/examples/react/package-lock.json tests/sdk/install.py
 	@if [ -n "$(APT)" ] && ! command -v chromium >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "the tests of the page are skipped"; fi
+	@if [ -n "$(APT)" ] && ! { command -v firefox-esr || command -v firefox; } >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends firefox-esr >/dev/null \
+		|| echo "the tests of the page in Firefox are skipped"; fi
 	@if [ -n "$(APT)" ] && ! command -v promtool >/dev/null; then \
 		apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends prometheus >/dev/null \
 		|| echo "the tests with a real Prometheus are skipped"; fi
+	@if [ -n "$(APT)" ] && ! { command -v nginx && command -v haproxy; } >/dev/null; then \
+		apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light haproxy >/dev/null \
+		|| echo "the tests with a real proxy in front are skipped"; fi
 	@$(BIN)/python tests/sdk/install.py || echo "the tests of JavaScript clients are skipped"
 	@touch $@
