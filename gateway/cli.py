@@ -175,7 +175,7 @@ def _greet(listening: Listening) -> None:
     body = shlex.quote(json.dumps({"model": first.model, "stream": True, "messages": [message]}, ensure_ascii=False))
     key = "" if first.is_open else " -H 'authorization: Bearer YOUR_KEY'"
     print(f"page:   {base}/")
-    print(f"admin:  http://{server.admin_host}:{listening.admin_port}/readyz")
+    print(f"admin:  http://{server.admin_host}:{listening.admin_port}/")
     print(f"stream: curl -N {base}/v1/chat/completions -H 'content-type: application/json'{key} -d {body}", flush=True)
 
 

@@ -473,7 +473,7 @@ async def test_streams_outlive_a_rolling_restart_behind_haproxy(tmp_path: Path) 
     haproxy = shutil.which("haproxy")
     if haproxy is None:
         pytest.skip("no haproxy on the path")
-    count, slow, quick = 200, model(32, 0.25), model(3, 0)
+    count, slow, quick = 500, model(32, 0.25), model(3, 0)
     port, *ports = _free_ports(9)
     servers = [f"  server g{at} 127.0.0.1:{ports[at]} port {ports[at + 1]}\n" for at in range(0, 8, 2)]
     (tmp_path / "haproxy.cfg").write_text(HAPROXY.format(port=port).lstrip() + "".join(servers))
