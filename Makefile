@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: run test lint format bench lock clean
+.PHONY: run test lint format bench soak lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,6 +29,10 @@ format: $(VENV)/.developed
 
 bench: $(VENV)/.developed
 	$(BIN)/python -m tests.benchmarks.relay $(ARGS)
+
+# A quarter of an hour of faults, departures and reloads, after which nothing may have grown.
+soak: $(VENV)/.developed
+	$(BIN)/python -m tests.benchmarks.soak $(ARGS)
 
 # New locks from pyproject.toml; the hashes make an install the same everywhere, or fail.
 lock: $(VENV)/.installed
@@ -60,7 +64,8 @@ $(VENV)/.developed: $(VENV)/.installed requirements-dev.lock
 	@touch $@
 
 # What the tests use beside Python: Chromium and Firefox for the page, Node.js for the SDKs written for it, Prometheus for
-# what it is asked, nginx and HAProxy to stand in front. What cannot be had is skipped by the tests, with its reason.
+# what it is asked, nginx and HAProxy to stand in front, slowhttptest for hostile clients. What cannot be had is skipped by
+# the tests, with its reason.
 $(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json deploy/examples/react/package-lock.json tests/sdk/install.py
 	@if [ -n "$(APT)" ] && ! command -v chromium >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq chromium >/dev/null || echo "the tests of the page are skipped"; fi
@@ -73,5 +78,8 @@ $(VENV)/.tested: $(VENV)/.developed tests/sdk/package-lock.json deploy/examples/
 	@if [ -n "$(APT)" ] && ! { command -v nginx && command -v haproxy; } >/dev/null; then \
 		apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light haproxy >/dev/null \
 		|| echo "the tests with a real proxy in front are skipped"; fi
+	@if [ -n "$(APT)" ] && ! command -v slowhttptest >/dev/null; then \
+		apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends slowhttptest >/dev/null \
+		|| echo "the tests with clients that are slow on purpose are skipped"; fi
 	@$(BIN)/python tests/sdk/install.py || echo "the tests of JavaScript clients are skipped"
 	@touch $@
