@@ -13,6 +13,7 @@ from gateway.config import Kind, parse_config
 from gateway.simulator import Script, Simulator
 from tests.browser import running_browser
 from tests.firefox import running_firefox
+from tests.otlp import Collector
 
 QUICK: Final = Script(first_token_s=0.002, interval_s=0.0002)
 """Token by token, but faster than any provider; what a script leaves open is as here."""
@@ -93,6 +94,14 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
             )
 
         yield make
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    """A collector of traces, running."""
+    running = Collector()
+    yield running
+    running.close()
 
 
 @pytest.fixture(scope="module")

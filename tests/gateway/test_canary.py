@@ -283,14 +283,6 @@ def log(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         root.removeHandler(handler)
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """A collector of traces, running."""
-    running = Collector()
-    yield running
-    running.close()
-
-
 def config(collector: Collector, middleware: Sequence[str] = (), base_url: str | None = None) -> dict[str, Any]:
     """Return a configuration with secrets in it: over two simulated providers, or over the one that is scripted."""
     wires = {"first": "openai", "second": "anthropic"} if base_url is None else {"first": "openai"}

@@ -1,4 +1,4 @@
-"""Processes that count, for tests of what is read of them; and a collector, with tracers that export to it."""
+"""Processes that count, for tests of what is read of them; and tracers that export to a collector."""
 
 from __future__ import annotations
 
@@ -45,14 +45,6 @@ def make_writer() -> Iterator[MakeWriter]:
         writer.wait()
         if writer.stdout is not None:
             writer.stdout.close()
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """A collector, running."""
-    running = Collector()
-    yield running
-    running.close()
 
 
 @pytest.fixture

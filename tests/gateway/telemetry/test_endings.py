@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partialmethod
 from typing import Any, Final, Literal
 
 import pytest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
@@ -23,6 +23,7 @@ from tests.exposition import OPENMETRICS, Exposition
 from tests.gateway.telemetry import storm
 from tests.gateway.telemetry.storm import CONFIG, KEY, SHORT, Line
 from tests.gateway.telemetry.test_storm import upstream
+from tests.gateway.telemetry.traced import attributes, is_error
 from tests.gateway.telemetry.witness import Watched, watched
 from tests.otlp import Collector
 from tests.raw_client import chat, connected, exchange, request
@@ -173,30 +174,6 @@ class Told:
         """The spans of the attempts, by their numbers."""
         found = [span for span in self.spans if any(span.parent_span_id == call.span_id for call in self.calls)]
         return sorted(found, key=lambda span: int(attributes(span)["millrace.attempt"]))
-
-
-def attributes(span: Span) -> Mapping[str, Any]:
-    """Return the attributes of a span as plain values."""
-    found: dict[str, Any] = {}
-    for item in span.attributes:
-        kind = item.value.WhichOneof("value")
-        assert kind is not None
-        value = getattr(item.value, kind)
-        found[item.key] = [one.string_value for one in value.values] if kind == "array_value" else value
-    return found
-
-
-def is_error(span: Span) -> bool:
-    """Whether the span's status is an error."""
-    return span.status.code == Status.STATUS_CODE_ERROR
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    """A collector, running."""
-    running = Collector()
-    yield running
-    running.close()
 
 
 @pytest.fixture
