@@ -6,14 +6,11 @@ own account. Ratios and counts are asserted, and times only where they are secon
 
 import asyncio
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +19,8 @@ import aiohttp
 import pytest
 import yaml
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.faults.test_workers import simulating, started
+
 REQUESTS: Final = 5_000
 AT_ONCE: Final = 50
 SHORT: Final = "first_token_s=0.002&interval_s=0&token_count=3"
@@ -114,13 +112,13 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
     with closing(socket.socket()) as one, closing(socket.socket()) as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
-        async with _started(tmp_path, "simulate", "--port", "0") as (_, simulator):
-            origin = simulator.removeprefix("simulator: ").removesuffix("/v1")
+        async with simulating(tmp_path) as origin:
             (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(_config(origin, one, other)))
             async with (
-                _started(tmp_path, "serve", "--config", "fleet.yaml") as (log, page),
+                started(tmp_path, "serve", "--config", "fleet.yaml") as (_, log),
                 aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
             ):
+                page = next(line for line in log.read_text().splitlines() if line.startswith("page:"))
                 yield Fleet(page.split()[-1].rstrip("/"), origin, log, session)
 
 
@@ -149,37 +147,6 @@ def _config(origin: str, *dead: socket.socket) -> dict[str, Any]:
             "unhedged": {"targets": ["tailed_too/mill", alive]},
         },
     }
-
-
-@asynccontextmanager
-async def _started(folder: Path, command: str, *arguments: str) -> AsyncIterator[tuple[Path, str]]:
-    """Run a command of ``millrace`` until the end of the block; yields its log and the line that says where it is."""
-    log = folder / f"{command}.log"
-    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as output:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", command, *arguments,
-            cwd=folder, env=environ, stdout=output, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        async with asyncio.timeout(30):
-            while not (lines := [line for line in _lines(log) if line.startswith(("simulator:", "page:"))]):
-                assert process.returncode is None, log.read_text()
-                await asyncio.sleep(0.05)
-        yield log, lines[0]
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), 10)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-def _lines(log: Path) -> Iterator[str]:
-    text = log.read_text()
-    return iter(text[: text.rfind("\n") + 1].splitlines())
 
 
 async def test_a_dead_target_is_left_alone_and_no_stream_is_lost(fleet: Fleet) -> None:
