@@ -251,20 +251,17 @@ async def _count_response(meters: Meters, request: web.Request, response: web.St
     meters.counter("millrace_http_responses_total", route, str(response.status)).inc()
 
 
-def make_telemetry(
-    config: Config, slab: Slab, live: LiveTable, samples: list[Callable[[], None]] | None = None
-) -> Telemetry:
+def make_telemetry(config: Config, slab: Slab, live: LiveTable, samples: list[Callable[[], None]]) -> Telemetry:
     """Return what the parts of one worker measure with; it counts in its slab.
 
     What is only known by looking is added to ``samples``.
     """
     slo = config.telemetry.slo
-    looks = [] if samples is None else samples
     return Telemetry(
         meters=SlabMeters(slab),
         slo=Slo(ttft_s=slo.ttft_s, tpot_s=slo.tpot_s, max_gap_s=slo.max_gap_s),
         live=live,
-        sample=looks.append,
+        sample=samples.append,
     )
 
 

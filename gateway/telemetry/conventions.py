@@ -88,11 +88,6 @@ USAGE_OF_ATTEMPT: Final = (
 )
 USAGE_IS_ESTIMATED: Final = "millrace.usage.is_estimated"
 
-FIRST_TOKEN: Final = "first_token"  # noqa: S105, a token of text
-STALL: Final = "stall"
-SEAM: Final = "seam"
-FAILOVER: Final = "failover"
-
 # --- who is asked -----------------------------------------------------------------------------------------------------
 
 _OF_KINDS: Final[Mapping[str, str]] = {

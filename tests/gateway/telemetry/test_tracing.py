@@ -10,7 +10,6 @@ from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
 
 from gateway.core.events import Usage
 from gateway.core.trace import Trace
-from gateway.telemetry import conventions as names
 from gateway.telemetry.spans import RecordedTrace
 from gateway.telemetry.tracing import Tracer
 from tests.gateway.telemetry.traced import (
@@ -77,7 +76,7 @@ def test_nothing_is_noted_of_a_call_that_is_not_recorded(collector: Collector, m
     tracer = make_tracer(sample_ratio=0.0)
     trace = tracer.begin(call())
     assert type(trace) is Trace
-    trace.note(names.FIRST_TOKEN)
+    trace.note("first_token")
     trace.attempt(settlement())
     trace.end("completed", usage=Usage(1, 2))
     tracer.shutdown()
