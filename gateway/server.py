@@ -13,10 +13,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
+from msgspec.structs import replace
 from structlog.contextvars import bound_contextvars
 
 from gateway.core.call import Call, Flow, Route

@@ -19,7 +19,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from types import SimpleNamespace
@@ -242,7 +242,7 @@ class Upstream:
             if not call.route.targets:
                 raise unknown_model(call.model)
             target = call.route.targets[0]
-            call = replace(call, target=target)
+            call = structs.replace(call, target=target)
         upstream, gauged = self._providers[target.provider], self._gauge(call, target)
         attempt = _Attempt(call, target, send, upstream, gauged)
         failure: BaseException | None = None

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Awaitable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated
+
+from msgspec.structs import replace
 
 from gateway.core.call import Call
 from gateway.core.errors import Unauthorized

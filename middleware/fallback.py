@@ -26,6 +26,7 @@ from functools import partial
 from typing import Annotated, get_args
 
 import structlog
+from msgspec import structs
 
 from gateway.core.budget import Budget, Budgets
 from gateway.core.call import Call, Route, Target
@@ -345,7 +346,7 @@ class _Tour:
 
     async def _ask(self, target: Target, delivered: Transcript | None, send: Send, call_next: Next) -> None:
         hedge_after_s = self._call.route.hedge_after_s
-        call = replace(
+        call = structs.replace(
             self._call,
             target=target,
             attempt=self.attempt,
@@ -391,7 +392,7 @@ async def _relay(call: Call, send: Send, call_next: Next) -> None:
         if error.refused != "stream" or not call.stream:
             raise
         attempt = max(call.attempt, error.attempt) + 1
-    return await call_next(replace(call, stream=False, attempt=attempt), send)
+    return await call_next(structs.replace(call, stream=False, attempt=attempt), send)
 
 
 class _Race:
@@ -433,7 +434,7 @@ class _Race:
         second, attempt = taken
         log.info("call.hedged", request_id=self._call.request_id, target=str(self._tour.target), second=str(second))
         others = max(0, self._call.other_targets - 1)
-        self._start(replace(self._call, target=second, attempt=attempt, other_targets=others), second)
+        self._start(structs.replace(self._call, target=second, attempt=attempt, other_targets=others), second)
 
     async def _finish(self) -> None:
         """Wait for the winner, or until both have failed."""
@@ -457,7 +458,7 @@ class _Race:
                 self._send(events)
 
         ledger = _Finishing(call.ledger, lambda: self._win(number))
-        lane = asyncio.create_task(_relay(replace(call, ledger=ledger), send, self._call_next))
+        lane = asyncio.create_task(_relay(structs.replace(call, ledger=ledger), send, self._call_next))
         self._lanes.append(lane)
         self._targets.append(target)
         return lane

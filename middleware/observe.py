@@ -26,6 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
+from msgspec import structs
 
 from gateway.core.call import Call, Flow, Target
 from gateway.core.errors import (
@@ -128,9 +129,10 @@ class _Observed:
     def watched(self, call: Call) -> Call:
         """Return the call whose attempts, and whose pauses, are told here."""
         if not call.stream:
-            return replace(call, ledger=self)
+            return structs.replace(call, ledger=self)
         backpressure = self._meters.histogram("millrace_client_backpressure_seconds")
-        return replace(call, ledger=self, flow=_WatchedFlow(call.flow, self.progress, backpressure, self._clock))
+        flow = _WatchedFlow(call.flow, self.progress, backpressure, self._clock)
+        return structs.replace(call, ledger=self, flow=flow)
 
     # --- for the table of live streams
 

@@ -3,13 +3,19 @@
 A dialect reads the client's body into these types, a provider writes its own request from them: neither knows
 the other. What they cannot express is not lost: ``Call.source`` keeps the client's own JSON and each message, part and
 tool its own piece of it, and a provider that speaks the same wire takes them over as they are.
+
+What is made for every request is a ``msgspec.Struct``: a copy of a call with one field changed
+(``msgspec.structs.replace``) takes under 1 µs, that of a frozen dataclass took 9, and there are half a dozen of them
+in a request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
+
+from msgspec import Struct
 
 from gateway.core.budget import Budgets
 from gateway.core.continuation import Continuation
@@ -26,8 +32,7 @@ OPENAI_CHAT = "openai.chat"
 """The wire of a request body in OpenAI's Chat Completions format."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True):
     """One model of one configured provider."""
 
     provider: str
@@ -52,31 +57,27 @@ class Route:
     hedge_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TextPart:
+class TextPart(Struct, frozen=True):
     """Plain text."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class ImagePart:
+class ImagePart(Struct, frozen=True):
     """An image by ``https`` URL or as a ``data:`` URI; the gateway never fetches it."""
 
     url: str
     detail: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AudioPart:
+class AudioPart(Struct, frozen=True):
     """Base64 audio; ``format`` is ``wav`` or ``mp3``."""
 
     data: str
     format: str
 
 
-@dataclass(frozen=True, slots=True)
-class FilePart:
+class FilePart(Struct, frozen=True):
     """A document: as a ``data:`` URI, by URL or by the provider's own file id."""
 
     url: str | None = None
@@ -84,8 +85,7 @@ class FilePart:
     name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownPart:
+class UnknownPart(Struct, frozen=True):
     """A part that only the wire it came in understands."""
 
     type: str
@@ -94,8 +94,7 @@ class UnknownPart:
 Part: TypeAlias = TextPart | ImagePart | AudioPart | FilePart | UnknownPart
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(Struct, frozen=True):
     """A call that the model made in an earlier turn; ``arguments`` is JSON text, or free text for a custom tool."""
 
     id: str
@@ -104,8 +103,7 @@ class ToolCall:
     is_custom: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
+class Message(Struct, frozen=True, kw_only=True):
     """One turn. ``source`` is the JSON it came as, ``None`` when the gateway wrote it."""
 
     role: Role
@@ -122,8 +120,7 @@ class Message:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tool:
+class Tool(Struct, frozen=True, kw_only=True):
     """A function that the client offers; ``parameters`` is a JSON schema.
 
     ``is_custom`` tools are not functions: they take free text, or are a host's own, which only its wire can express.
@@ -137,16 +134,14 @@ class Tool:
     source: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToolChoice:
+class ToolChoice(Struct, frozen=True):
     """Which tools the model may or must call; ``names`` restricts ``auto`` and ``required`` to some of them."""
 
     mode: Literal["auto", "none", "required"]
     names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseFormat:
+class ResponseFormat(Struct, frozen=True, kw_only=True):
     """The form that the answer must have; an ``other`` one is known only to the wire it came in."""
 
     kind: Literal["text", "json_object", "json_schema", "other"]
@@ -156,8 +151,7 @@ class ResponseFormat:
     description: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class Sampling(Struct, frozen=True, kw_only=True):
     """How the next token is chosen; ``None`` leaves it to the provider."""
 
     temperature: float | None = None
@@ -168,8 +162,7 @@ class Sampling:
     presence_penalty: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Struct, frozen=True):
     """The client's own body, decoded, and the wire it is written in."""
 
     wire: str
@@ -201,8 +194,7 @@ class OpenFlow:
         """Return at once."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(Struct, frozen=True, kw_only=True):
     """One request of a client, and the attempt that is being made for it.
 
     ``endpoint`` is the name of the path (a label of metrics), ``model`` what the client asked for, ``credential`` the
@@ -223,33 +215,38 @@ class Call:
     target: Target | None = None
     attempt: int = 1
     other_targets: int = 0
-    delivered: Transcript | None = field(default=None, repr=False)
+    delivered: Transcript | None = None
     continuation: Continuation | None = None
     is_fresh: bool = False
-    credential: str | None = field(default=None, repr=False)
+    credential: str | None = None
     client_id: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
     received_at_s: float = 0.0
     created_unix_s: int = 0
 
     stream: bool = False
     include_usage: bool = False
-    messages: tuple[Message, ...] = field(default=(), repr=False)
-    tools: tuple[Tool, ...] = field(default=(), repr=False)
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = field(default=None, repr=False)
+    response_format: ResponseFormat | None = None
     max_output_tokens: int | None = None
-    stop: tuple[str, ...] = field(default=(), repr=False)
+    stop: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
     reasoning_effort: str | None = None
     choice_count: int = 1
     logprobs: bool = False
-    source: Source = field(default=Source("", {}), repr=False)
-    flow: Flow = field(default=OpenFlow(), repr=False)
-    ledger: Ledger = field(default=NoLedger(), repr=False)
-    budgets: Budgets | None = field(default=None, repr=False)
-    trace: Trace = field(default=NO_TRACE, repr=False)
+    source: Source = Source("", {})
+    flow: Flow = OpenFlow()
+    ledger: Ledger = NoLedger()
+    budgets: Budgets | None = None
+    trace: Trace = NO_TRACE
+
+    def __repr__(self) -> str:
+        """Return what may be seen of a call by who finds it in a traceback: no key, and nothing that was said."""
+        shown = ("request_id", "endpoint", "model", "target", "attempt", "continuation")
+        return f"Call({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def target_model(self) -> str:

@@ -9,8 +9,9 @@ An attempt that was never made is not in it: one for which there was no room, or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from msgspec import Struct
 
 from gateway.core.continuation import Way
 from gateway.core.errors import ErrorType
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 Result = Literal["completed", "failed", "cancelled"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settlement:
+class Settlement(Struct, frozen=True, kw_only=True):
     """What one attempt came to. Times are on the monotonic clock.
 
     ``connect_s`` is what a new connection took, ``None`` where one was kept. ``usage`` is what the provider reported,

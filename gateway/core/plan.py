@@ -92,7 +92,7 @@ def plans(
     alone = _for_one_choice(call)
     if not text.strip():
         trims = (SpaceTrim(text),) if text else ()
-        yield Plan(call=replace(alone, continuation=known), way="restart", trims=trims)
+        yield Plan(call=msgspec.structs.replace(alone, continuation=known), way="restart", trims=trims)
         return
     delivered = delivered_tokens(choice)
     limit = call.max_output_tokens and max(1, call.max_output_tokens - delivered)
@@ -100,7 +100,7 @@ def plans(
     has_token = choice.checkpoint is not None and choice.checkpoint.target == str(call.target)
     behind = text[choice.checkpoint.character_count :] if choice.checkpoint is not None and has_token else ""
     yield Plan(
-        call=replace(alone, continuation=exact, max_output_tokens=limit),
+        call=msgspec.structs.replace(alone, continuation=exact, max_output_tokens=limit),
         way="exact",
         trims=_last_trims(call, text, delivered),
         added_tokens=0 if has_token else text_tokens(choice) + MESSAGE_TOKENS,
@@ -122,7 +122,7 @@ def _anchored(call: Call, choice: ChoiceTranscript, anchor: str, continuation: C
         Message(role="user", parts=(TextPart(request),)),
     )
     return Plan(
-        call=replace(
+        call=msgspec.structs.replace(
             call,
             messages=(*call.messages, *turns),
             continuation=continuation,
@@ -153,7 +153,7 @@ def _for_one_choice(call: Call) -> Call:
     if call.choice_count == 1:
         return call
     body = {key: value for key, value in call.source.body.items() if key != "n"}
-    return replace(call, choice_count=1, source=Source(call.source.wire, body))
+    return msgspec.structs.replace(call, choice_count=1, source=Source(call.source.wire, body))
 
 
 def _has_form(call: Call) -> bool:

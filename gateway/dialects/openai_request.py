@@ -10,10 +10,10 @@ A hostile body costs little: its depth and its counts are bounded before anythin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.core.call import (
     OPENAI_CHAT,

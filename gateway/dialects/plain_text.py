@@ -8,9 +8,9 @@ for a heartbeat or a seam either, and reasoning and tool calls are left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.core.call import Call, Message, TextPart
 from gateway.core.errors import GatewayError, InvalidRequest

@@ -8,7 +8,7 @@ the turn, white space that was not shown, what comes once more behind a checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -79,7 +79,7 @@ def messages_with(call: Call, turn: OpenTurn | None) -> tuple[Message, ...]:
     begun = _begun(call)
     is_own = bool(call.messages) and call.messages[-1] is begun
     before = call.messages[:-1] if is_own else call.messages
-    return (*before, replace(begun, parts=(TextPart(turn.text),), source=None))
+    return (*before, msgspec.structs.replace(begun, parts=(TextPart(turn.text),), source=None))
 
 
 _NOT_BEGUN = Message(role="assistant")

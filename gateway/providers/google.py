@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
@@ -156,7 +156,7 @@ def _rest(call: Call) -> Rest | None:
 def _write_body(call: Call) -> dict[str, Any]:
     checkpoint = checkpoint_of(call)
     if checkpoint is not None and call.continuation is not None:
-        own = replace(call, continuation=None, max_output_tokens=call.continuation.limit_tokens)
+        own = msgspec.structs.replace(call, continuation=None, max_output_tokens=call.continuation.limit_tokens)
         return {**_write_body(own), "continuationToken": checkpoint.token}
     if call.logprobs:
         raise InvalidRequest("log probabilities cannot be had from this provider", param="logprobs")

@@ -8,11 +8,12 @@ gets. Only the transport is left out: an answer comes in pieces of a given size,
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
+from msgspec import structs
 
 from gateway.core.call import Call, Route, Target
 from gateway.core.errors import UpstreamError
@@ -66,7 +67,7 @@ class Made:
         """The text of the answer, uncut and with all that it repeats; nothing where it was an error."""
         if self.played.status != 200:
             return ""
-        events = read(self.provider, replace(self.call, continuation=None), self.played)
+        events = read(self.provider, structs.replace(self.call, continuation=None), self.played)
         return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
@@ -160,7 +161,7 @@ class Providers:
         dialect = DIALECTS["openai_chat"]
         body = {"model": "chat", "stream": True, "messages": [{"role": "user", "content": self.prompt}], **asked}
         call = dialect.parse(json.dumps(body).encode(), Call(request_id="r", dialect="openai_chat", created_unix_s=1))
-        call = replace(call, route=Route(name="chat", targets=self.targets))
+        call = structs.replace(call, route=Route(name="chat", targets=self.targets))
         encoder = dialect.encoder(call)
         written: list[bytes] = []
         chain = compose([Fallback(), Resume()], self)

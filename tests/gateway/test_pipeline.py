@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
+from msgspec import structs
 
 from gateway.core.call import Call
 from gateway.core.errors import ClientGone, Unauthorized, UpstreamFailed
@@ -56,7 +57,7 @@ async def test_chain_serves_any_number_of_calls() -> None:
     sent: list[Event] = []
     chain = compose([Note("a", [])], say_hello)
     await chain(CALL, sent.extend)
-    await chain(replace(CALL, attempt=2), sent.extend)
+    await chain(structs.replace(CALL, attempt=2), sent.extend)
     assert sent == [TextDelta("hello 1"), TextDelta("hello 2")]
 
 
@@ -87,7 +88,7 @@ async def test_middleware_may_try_again_with_a_new_call() -> None:
         try:
             await call_next(call, send)
         except UpstreamFailed:
-            await call_next(replace(call, attempt=2), send)
+            await call_next(structs.replace(call, attempt=2), send)
 
     sent: list[Event] = []
     await compose([retry], fail_once)(CALL, sent.extend)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import aiohttp
 import pytest
 import uvloop
+from msgspec import structs
 
 from gateway.core.call import OPENAI_CHAT, Call, Message, Route, Source, Target, TextPart, ToolCall
 from gateway.core.continuation import Checkpoint, Continuation, Way
@@ -121,7 +122,7 @@ class Relay:
 
     async def __call__(self, call: Call | None = None) -> None:
         """Make one attempt."""
-        await self.upstream(replace(call or make_call(), ledger=self), self.send)
+        await self.upstream(structs.replace(call or make_call(), ledger=self), self.send)
 
     @property
     def counted(self) -> Exposition:
@@ -146,7 +147,7 @@ def make_call(*, stream: bool = True, content: str = "Hello", model: str = "mill
         messages=(Message(role="user", parts=(TextPart(content),), source=body["messages"][0]),),
         source=Source(OPENAI_CHAT, body),
     )
-    return replace(call, **fields)
+    return structs.replace(call, **fields)
 
 
 async def fail(*script: Any, limits: Limits = SHORT, stream: bool = True) -> tuple[UpstreamError, Relay]:
@@ -704,7 +705,7 @@ async def test_a_call_without_a_target_is_a_call_for_an_unknown_model() -> None:
     """Nobody in the chain knew where to."""
     async with Relay("http://127.0.0.1:9/v1") as relay:
         with pytest.raises(UnknownModel):
-            await relay(replace(make_call(), target=None))
+            await relay(structs.replace(make_call(), target=None))
 
 
 # --- back-pressure
@@ -1104,9 +1105,9 @@ async def test_what_was_never_asked_of_a_provider_is_not_settled() -> None:
     custom = Message(role="assistant", tool_calls=(ToolCall("c", "f", "x", is_custom=True),))
     calls: dict[str, tuple[Call, type[GatewayError]]] = {
         "continuation": (make_call(continuation=Continuation(way="exact", text="a")), UpstreamRefused),
-        "wire": (replace(make_call(), messages=(custom,)), InvalidRequest),
+        "wire": (structs.replace(make_call(), messages=(custom,)), InvalidRequest),
         "deadline": (make_call(received_at_s=now_s - 6), UpstreamTimeout),
-        "target": (replace(make_call(), target=None), UnknownModel),
+        "target": (structs.replace(make_call(), target=None), UnknownModel),
     }
     async with ScriptedUpstream() as server:
         async with Relay(server.url, replace(SHORT, max_concurrency=1), make=Anthropic) as relay:

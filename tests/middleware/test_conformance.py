@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from structlog.testing import capture_logs
 
 import middleware
@@ -111,7 +112,7 @@ async def test_events_pass_unchanged_when_there_is_nothing_to_do(name: str, stre
     frame = Frame(b"{}", "w", 1)
     batches: list[list[Event]] = [[StreamStarted("a", "m", frame=frame)], [TextDelta("b", frame=frame)], *ANSWER[1:]]
     sent: list[list[Event]] = []
-    call = replace(CALL, stream=stream)
+    call = structs.replace(CALL, stream=stream)
     await _run([MIDDLEWARES[name]()], endpoint := ScriptedEndpoint(batches), sent.append, call)
     assert len(endpoint.calls) == 1
     assert len(sent) == len(batches)
@@ -121,9 +122,9 @@ async def test_events_pass_unchanged_when_there_is_nothing_to_do(name: str, stre
 @pytest.mark.parametrize("name", MIDDLEWARES)
 async def test_the_call_itself_is_not_changed(name: str) -> None:
     """What goes on is a new one."""
-    before = {slot: getattr(CALL, slot) for slot in CALL.__slots__}
+    before = structs.asdict(CALL)
     await _run([MIDDLEWARES[name]()], ScriptedEndpoint(), ignore)
-    assert {slot: getattr(CALL, slot) for slot in CALL.__slots__} == before
+    assert structs.asdict(CALL) == before
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ async def test_an_interruption_that_is_not_to_be_mended_is_passed_on(name: str, 
     error = StreamInterrupted("cut")
     endpoint = ScriptedEndpoint([[START, TextDelta("a")], error])
     sent: list[Event] = []
-    call = replace(CALL, stream=True, route=replace(CALL.route, on_interrupt=policy))
+    call = structs.replace(CALL, stream=True, route=replace(CALL.route, on_interrupt=policy))
     with pytest.raises(GatewayError) as raised:
         await _run([MIDDLEWARES[one]() for one in NAMES.get(name, [name])], endpoint, sent.extend, call)
     assert raised.value is error
@@ -162,7 +163,7 @@ async def test_an_interruption_is_mended_by_the_chain(stream: bool) -> None:  # 
     endpoint = ScriptedEndpoint([[START, TextDelta("Hel")], StreamInterrupted("cut", retry_after_s=0.0)], ANSWER[1:])
     sent: list[Event] = []
     chain = [MIDDLEWARES[one]() for one in NAMES["all of them"]]
-    await _run(chain, endpoint, sent.extend, replace(CALL, stream=stream))
+    await _run(chain, endpoint, sent.extend, structs.replace(CALL, stream=stream))
     assert "".join(event.text for event in sent if isinstance(event, TextDelta)) == "Hello"
     assert [type(event) for event in sent] == [
         *([StreamStarted, TextDelta, AttemptFailed] if stream else [AttemptFailed, StreamStarted, TextDelta]),
@@ -285,7 +286,7 @@ def test_whatever_providers_do_a_client_hears_one_answer_or_its_beginning(
     ledger, sent = Recorder(), list[Event]()
     targets = (Target("a", "x"), Target("b", "y"), Target("c", "z"))
     route = Route(name="chat", targets=targets, on_interrupt=policy, hedge_after_s=hedge_after_s)
-    call = replace(CALL, route=route, stream=stream, ledger=ledger, messages=(Message(role="user"),))
+    call = structs.replace(CALL, route=route, stream=stream, ledger=ledger, messages=(Message(role="user"),))
     chain: list[Middleware] = [Observe(), Fallback(hedge_percent=100.0), Resume()]
 
     async def run() -> bool:

@@ -8,11 +8,11 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from gateway.config import build_options, parse_config
@@ -790,7 +790,7 @@ async def test_a_whole_answer_that_cannot_be_continued_is_asked_for_once_more(br
 @pytest.mark.parametrize(("limit", "stream"), [(None, True), (1025, True), (1024, False), (1, False)])
 async def test_an_answer_that_cannot_be_long_is_asked_for_whole(limit: int | None, *, stream: bool) -> None:
     """To have it once more costs less than to read every such answer as a stream."""
-    call = replace(make_call(A, stream=False), max_output_tokens=limit)
+    call = structs.replace(make_call(A, stream=False), max_output_tokens=limit)
     _, endpoint = await hear(call, ANSWER)
     assert [one.stream for one in endpoint.calls] == [stream]
 
@@ -1376,7 +1376,7 @@ async def test_a_target_that_the_configuration_does_not_name_is_not_shown() -> N
     fallback = Fallback().instrumented(Telemetry(meters=Meters(slab)))
     call = make_call(A)
     route = Route(targets=call.route.targets)
-    await fallback(replace(call, route=route), ignore, ScriptedEndpoint())
+    await fallback(structs.replace(call, route=route), ignore, ScriptedEndpoint())
     assert not list(Exposition.of(slab).of_name("millrace_upstream_state"))
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Unpack
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from gateway.core.call import Call, Message, OpenFlow, Route, Target, TextPart
@@ -158,7 +158,9 @@ async def test_the_status_is_the_one_that_the_client_has(
     flow = OpenFlow()
     flow.is_committed = is_committed
     with capture_logs() as logs, pytest.raises(type(error)):
-        await Observe()(replace(make_call(), trace=trace, flow=flow), ignore, ScriptedEndpoint([[START], error]))
+        await Observe()(
+            structs.replace(make_call(), trace=trace, flow=flow), ignore, ScriptedEndpoint([[START], error])
+        )
     http_status, error_type = (200 if is_committed else told[0]), told[1]
     assert (logs[0].get("http_status"), logs[0].get("error_type")) == (http_status, error_type)
     [(outcome, facts)] = trace.ends
@@ -173,7 +175,7 @@ async def test_the_trace_is_told_what_happened_and_how_it_ended() -> None:
     seam = StreamContinued("claude/haiku", "openai/gpt", "exact", 2, 5)
     script: Step = [[START], [TextDelta("Hello")], [failed, seam], [TextDelta(" you")], [ChoiceFinished("stop")]]
     with capture_logs() as logs:
-        await Observe()(replace(make_call(), trace=trace), ignore, ScriptedEndpoint(script))
+        await Observe()(structs.replace(make_call(), trace=trace), ignore, ScriptedEndpoint(script))
     assert trace.notes == [
         ("first_token", {"target": "openai/gpt"}),
         (
@@ -210,7 +212,7 @@ async def test_a_stall_is_an_event_of_the_trace() -> None:
     observing = Observing()
     trace = Noting()
     script = [[START], [TextDelta("a")], 9.0, [TextDelta("b")], [ChoiceFinished("stop")]]
-    await observing.run(*script, call=replace(observing.call(), trace=trace))
+    await observing.run(*script, call=structs.replace(observing.call(), trace=trace))
     stalls = [said for name, said in trace.notes if name == "stall"]
     assert [(one["target"], one["resolution"], one["phase"]) for one in stalls] == [
         ("openai/gpt", "recovered", "decode")
@@ -224,7 +226,7 @@ async def test_a_trace_that_is_kept_is_an_example_of_its_buckets() -> None:
         slab, trace = Slab.create(), Noting()
         trace.flags = flags
         observe = Observe().instrumented(Telemetry(meters=Meters(slab)))
-        await observe(replace(make_call(), trace=trace), ignore, ScriptedEndpoint(ANSWER))
+        await observe(structs.replace(make_call(), trace=trace), ignore, ScriptedEndpoint(ANSWER))
         shown = Exposition.read(*SlabCollector([slab]).render(OPENMETRICS))
         examples = {
             sample.exemplar.labels["trace_id"]
@@ -424,7 +426,7 @@ class Observing:
 
     def call(self, **fields: Any) -> Call:
         """Return a call that comes now."""
-        return replace(make_call(), route=CHAT, received_at_s=self.now_s, ledger=self.settled, **fields)
+        return structs.replace(make_call(), route=CHAT, received_at_s=self.now_s, ledger=self.settled, **fields)
 
     async def run(self, *steps: Any, call: Call | None = None) -> Exposition:
         """Play a script to its end, and return what was counted by then."""
@@ -855,7 +857,7 @@ async def test_a_thousand_names_that_clients_made_up_are_one_more() -> None:
         target = f"openai/{name}"
         start, usage = StreamStarted("c1", "m", target=target), settled(target=target, usage=Usage(3, 2))
         broken = [failed(target, 1), continued(target, target, 2)]
-        call = replace(observing.call(), route=Route(targets=(Target("openai", name),)))
+        call = structs.replace(observing.call(), route=Route(targets=(Target("openai", name),)))
         await observing.play([start, TextDelta("a")], 3.0, broken, END, usage, call=call)
 
     await ask("first")

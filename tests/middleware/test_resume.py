@@ -5,11 +5,11 @@ import gc
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.core.budget import Budgets
 from gateway.core.call import OPENAI_CHAT, Call, Message, ResponseFormat, Route, Source, Target, TextPart
@@ -881,7 +881,7 @@ async def test_two_calls_at_once_know_nothing_of_each_other() -> None:
     ]
     await asyncio.gather(
         *(
-            resume(replace(call, request_id=str(number)), one.send, ScriptedEndpoint(*script))
+            resume(structs.replace(call, request_id=str(number)), one.send, ScriptedEndpoint(*script))
             for number, (one, script) in enumerate(zip(heard, scripts, strict=True))
         )
     )

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.core.call import OPENAI_CHAT, Call, Message, ResponseFormat, Route, Source, Target, TextPart
 from gateway.core.continuation import Checkpoint
@@ -329,6 +329,6 @@ def test_a_call_for_one_choice_keeps_its_body() -> None:
 def test_plans_do_not_change_the_call() -> None:
     """What is asked next begins from the client's own."""
     call = make_call(max_output_tokens=50, stop=("x",))
-    before = replace(call)
+    before = structs.replace(call)
     planned(call, *words())
     assert call == before

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from gateway.core.call import Call, Message, Target, TextPart
 from gateway.core.continuation import Continuation
@@ -177,10 +178,10 @@ def test_usage_so_far_is_the_last_report_or_an_estimate() -> None:
 def test_usage_of_what_goes_on_with_an_answer_counts_it_in_the_prompt() -> None:
     """The provider was shown it; what was said new is the output."""
     continuation = Continuation(way="exact", text="12345678")
-    decoder = WordDecoder(replace(CALL, continuation=continuation))
+    decoder = WordDecoder(structs.replace(CALL, continuation=continuation))
     decoder.feed(sse("start", "abcd"))
     assert decoder.usage == Usage(4, 1, is_estimated=True)
-    decoder = WordDecoder(replace(CALL, continuation=replace(continuation, way="restart")))
+    decoder = WordDecoder(structs.replace(CALL, continuation=replace(continuation, way="restart")))
     decoder.feed(sse("start", "abcd"))
     assert decoder.usage == Usage(2, 1, is_estimated=True)
 

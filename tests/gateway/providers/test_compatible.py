@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.core.call import Call, Target
 from gateway.core.continuation import Continuation
@@ -225,7 +225,7 @@ def test_a_choice_that_a_whole_answer_has_twice_is_read_once() -> None:
 
 def go_on(text: str = "So ", model: str = "m", body: dict[str, Any] | None = None) -> Call:
     """Return a call that is to go on with ``text``."""
-    return replace(make_call(body or {}, model), continuation=Continuation(way="exact", text=text))
+    return structs.replace(make_call(body or {}, model), continuation=Continuation(way="exact", text=text))
 
 
 @pytest.mark.parametrize("host", sorted(HOSTS))

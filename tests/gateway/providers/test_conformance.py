@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.core.call import Call, Message, Target, TextPart, Tool
 from gateway.core.continuation import ANSWER_CONTINUES, Checkpoint, Continuation
@@ -328,7 +329,7 @@ SAID = Script(say=ANSWER)
 
 def asked(name: str, model: str, **fields: Any) -> Call:
     """Return a call for a model of a simulated provider."""
-    return replace(CALL, target=Target(name, model), tools=(), max_output_tokens=5000, **fields)
+    return structs.replace(CALL, target=Target(name, model), tools=(), max_output_tokens=5000, **fields)
 
 
 def text_of(events: list[Event]) -> str:
@@ -340,7 +341,7 @@ def go_on(name: str, call: Call, text: str, script: Script = SAID, *, size: int 
     """Return the events of the rest of an answer of which the client has ``text``."""
     provider = simulated.make_provider(name)
     started = StreamStarted("first", "known", 3, target=str(call.target))
-    call = replace(call, continuation=Continuation(way="exact", started=started, text=text))
+    call = structs.replace(call, continuation=Continuation(way="exact", started=started, text=text))
     assert provider.continues(call)
     return simulated.ask(provider, call, script, serial="another", size=size)
 
@@ -430,7 +431,7 @@ def test_a_client_sees_one_answer(name: str, model: str, at: int) -> None:
     started = StreamStarted("first", "known", 3, target="other/model")
     continuation = Continuation(way="exact", started=started, text=ANSWER[:at])
     script = replace(SAID, prefill="accept")
-    events = simulated.ask(provider, replace(call, continuation=continuation), script, serial="another")
+    events = simulated.ask(provider, structs.replace(call, continuation=continuation), script, serial="another")
     rest: list[Event] = [event for event in events if not isinstance(event, StreamStarted)]
     shown = encoder.encode([started, TextDelta(ANSWER[:at])]) + encoder.encode(rest)
     chunks = [msgspec.json.decode(line[6:]) for line in shown.split(b"\n\n") if line]
@@ -446,7 +447,7 @@ def test_a_client_sees_one_answer(name: str, model: str, at: int) -> None:
 def test_a_tool_call_behind_the_rest_is_told(name: str, model: str) -> None:
     """Behind its last word."""
     script = Script(lead=True, tools=1)
-    call = replace(asked(name, model), tools=CALL.tools)
+    call = structs.replace(asked(name, model), tools=CALL.tools)
     whole = simulated.ask(simulated.make_provider(name), call, script)
     lead = text_of(whole)
     events = go_on(name, call, lead[:20], script)
@@ -527,6 +528,6 @@ def test_an_answer_goes_on_from_token_to_token(
             transcript = transcript if is_whole else Transcript()
             continue
         continuation = Continuation(way="exact", text=text, checkpoint=checkpoint, limit_tokens=first.max_output_tokens)
-        call = replace(first, continuation=continuation, max_output_tokens=7)
+        call = structs.replace(first, continuation=continuation, max_output_tokens=7)
         assert is_whole or provider.continues(call)
     assert transcript.choice().text == ANSWER

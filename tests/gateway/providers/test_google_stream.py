@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.core.call import Call, Target
 from gateway.core.continuation import ANSWER_CONTINUES, Checkpoint, Continuation, Way
@@ -411,7 +411,7 @@ def test_token_for_another_request_is_not_told(way: Way, target: str | None, is_
     """One that shows a partial answer, or asks for more in words, is not the client's own."""
     checkpoint = None if target is None else Checkpoint(target=target, token="s", character_count=0)
     continuation = Continuation(way=way, text="x", checkpoint=checkpoint)
-    call = replace(CALL, continuation=continuation)
+    call = structs.replace(CALL, continuation=continuation)
     assert bool(told(token("t"), call=call)) is is_told
     assert (checkpoint_of(call) is not None) is (way == "exact" and is_told)
 

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.core.call import Call, Target
 from gateway.core.continuation import Continuation
@@ -153,7 +153,7 @@ def test_its_flat_error_in_place_of_an_answer_is_raised() -> None:
 def test_partial_answer_is_a_prefix(own: dict[str, Any] | None) -> None:
     """One turn with what the client began itself, and with nothing that Mistral does not know."""
     messages = [*HELLO["messages"], *([own] if own else [])]
-    call = replace(make_call({"messages": messages}), continuation=Continuation(way="exact", text="be it "))
+    call = structs.replace(make_call({"messages": messages}), continuation=Continuation(way="exact", text="be it "))
     assert make_provider().continues(call)
     body = msgspec.json.decode(make_provider().request(call).body)
     assert body["messages"] == [
@@ -164,7 +164,7 @@ def test_partial_answer_is_a_prefix(own: dict[str, Any] | None) -> None:
 
 def test_prefix_that_it_repeats_is_not_told_again() -> None:
     """However short it is."""
-    call = replace(make_call({"stream": True}), continuation=Continuation(way="exact", text="So"))
+    call = structs.replace(make_call({"stream": True}), continuation=Continuation(way="exact", text="So"))
     choices = [{"index": 0, "delta": {"role": "assistant", "content": words}} for words in ("So", " be it")]
     stream = b"".join(b"data: %b\n\n" % msgspec.json.encode({"id": "a", "choices": [choice]}) for choice in choices)
     events = make_provider().decoder(call).feed(stream)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
+from msgspec import structs
 
 from gateway.core.call import (
     OPENAI_CHAT,
@@ -158,7 +158,7 @@ def test_a_limit_keeps_its_name_for_models_that_take_both(body: dict[str, int]) 
 def test_a_limit_that_was_lowered_is_sent_under_the_clients_name() -> None:
     """An attempt that goes on has fewer tokens left than the client asked for."""
     call = make_call({"max_tokens": 5})
-    lowered = replace(call, max_output_tokens=3)
+    lowered = structs.replace(call, max_output_tokens=3)
     assert write_body(lowered, OPENAI_WIRE)["max_tokens"] == 3
 
 
@@ -262,7 +262,7 @@ def test_a_turn_that_the_gateway_wrote_is_added_to_the_clients() -> None:
     """A continuation changes the messages and nothing else of the body."""
     call = make_call({"x_extra": 1})
     turn = Message(role="assistant", parts=(TextPart("So far"),))
-    longer = replace(call, messages=(*call.messages, turn))
+    longer = structs.replace(call, messages=(*call.messages, turn))
     assert write_body(longer, OPENAI_WIRE) == {
         "model": "gpt-4o",
         "messages": [*HELLO["messages"], {"role": "assistant", "content": "So far"}],
@@ -521,7 +521,7 @@ def test_the_wire_of_a_request_is_named_by_its_dialect() -> None:
 
 def go_on(body: dict[str, Any], text: str, model: str = "gpt-4o") -> Call:
     """Return the call that a client's body becomes, to go on with ``text``."""
-    return replace(make_call(body, model), continuation=Continuation(way="exact", text=text))
+    return structs.replace(make_call(body, model), continuation=Continuation(way="exact", text=text))
 
 
 def test_openai_goes_on_with_no_answer() -> None:
@@ -553,7 +553,7 @@ def test_turn_that_the_client_began_goes_on_in_itself(content: Any) -> None:
 def test_other_ways_of_going_on_are_requests_like_any(way: Way) -> None:
     """Who asks in words has put them into the messages."""
     call = go_on({}, "So")
-    other = replace(call, continuation=Continuation(way=way, text="So"))
+    other = structs.replace(call, continuation=Continuation(way=way, text="So"))
     assert write_body(other, OPENAI_WIRE) == write({})
 
 

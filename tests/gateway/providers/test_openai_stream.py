@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -9,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from gateway.core.call import Call
 from gateway.core.continuation import Continuation, Way
@@ -619,7 +619,7 @@ def test_arbitrary_answers_only_raise_errors_of_the_tree(document: Any) -> None:
 
 def known(started: StreamStarted, way: Way = "restart", **fields: Any) -> Call:
     """Return a call whose client knows the answer by ``started``."""
-    return replace(CALL, continuation=Continuation(way=way, started=started), **fields)
+    return structs.replace(CALL, continuation=Continuation(way=way, started=started), **fields)
 
 
 KNOWN = StreamStarted("first", "model-1", 3, target="other/model")
