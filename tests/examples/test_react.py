@@ -126,7 +126,6 @@ async def test_the_answer_grows_until_it_is_whole(make_gateway: MakeGateway, bui
         assert page.complaints == []
 
 
-@pytest.mark.parametrize("open_tab", ["chromium"], indirect=True)
 async def test_stop_ends_the_answer_at_the_provider_too(make_gateway: MakeGateway, built: Path, open_tab: Open) -> None:
     """What has come stays."""
     running = await make_gateway("openai", default=replace(STEADY, token_count=5000))
@@ -160,7 +159,6 @@ async def test_an_answer_that_breaks_off_is_told_and_asked_for_again(
         assert await page.evaluate(ALERT) == ""
 
 
-@pytest.mark.parametrize("open_tab", ["chromium"], indirect=True)
 async def test_a_mistake_of_the_page_takes_away_the_chat_and_nothing_else(
     make_gateway: MakeGateway, built: Path, open_tab: Open
 ) -> None:

@@ -25,3 +25,18 @@ IS_READY: Final = "document.querySelector('#model').options.length > 0"
 CHOOSE_FAULT: Final = """
   (field => { field.value = %s; field.dispatchEvent(new Event('change')); })(document.querySelector('#fault'))
 """
+
+DRAWN: Final = """
+  window.drawn = [],
+  new MutationObserver(() => {
+    const length = document.querySelector('.answer .text')?.textContent.length ?? 0;
+    if (length > (window.drawn.at(-1) ?? 0)) window.drawn.push(length);
+  }).observe(document.querySelector('#turns'), {subtree: true, childList: true, characterData: true}), 0
+"""
+"""Notes how long the answer is whenever that has changed."""
+
+
+def check_is_smooth(lengths: list[int]) -> None:
+    """The answer has grown in many small steps, and not in a few great ones; ``lengths`` is what ``DRAWN`` noted."""
+    assert len(lengths) >= 10
+    assert max(after - before for before, after in zip([0, *lengths], lengths, strict=False)) < lengths[-1] / 2

@@ -14,6 +14,7 @@ from tests.gateway.page.playground import (
     ANSWER_LENGTH,
     ANSWER_TEXT,
     CHOOSE_FAULT,
+    DRAWN,
     ENDLESS,
     IS_READY,
     IS_RESTING,
@@ -21,7 +22,9 @@ from tests.gateway.page.playground import (
     QUESTION,
     SIMULATED,
     STEADY,
+    check_is_smooth,
 )
+from tests.slow_link import slow_link
 
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
@@ -106,6 +109,20 @@ async def test_a_tab_in_the_background_keeps_up(make_gateway: MakeGateway, page:
     async with page.in_background():
         await page.wait_for(IS_RESTING)
         assert await page.evaluate(ANSWER_TEXT) == ANSWER
+
+
+async def test_a_slow_connection_still_shows_the_answer_grow(make_gateway: MakeGateway, page: FirefoxPage) -> None:
+    """At 50 kB/s, 300 ms away, it is drawn in many small steps and not in a few great ones."""
+    running = await make_gateway("openai", default=replace(STEADY, interval_s=0.03))
+    async with slow_link(running.url, bytes_per_s=50_000, delay_s=0.3) as url:
+        await page.open(url)
+        await page.wait_for(IS_READY)
+        await page.evaluate(DRAWN)
+        await page.write("#message", QUESTION)
+        await page.press("Enter")
+        await page.wait_for(IS_RESTING)
+        assert await page.evaluate(ANSWER_TEXT) == ANSWER
+        check_is_smooth(await page.evaluate("window.drawn"))
 
 
 async def test_streams_in_flight_are_bars_that_move(make_gateway: MakeGateway, page: FirefoxPage) -> None:

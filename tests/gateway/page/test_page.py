@@ -17,6 +17,7 @@ from tests.gateway.page.playground import (
     ANSWER_LENGTH,
     ANSWER_TEXT,
     CHOOSE_FAULT,
+    DRAWN,
     ENDLESS,
     FACTS,
     IS_READY,
@@ -25,6 +26,7 @@ from tests.gateway.page.playground import (
     QUESTION,
     SIMULATED,
     STEADY,
+    check_is_smooth,
 )
 from tests.raw_client import exchange, request
 from tests.sdk.truth import reasoning_of, scene_of, text_of
@@ -34,15 +36,6 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 KEY: Final = "a client's key"
 KEY_SHA256: Final = sha256(KEY.encode()).hexdigest()
 WIDE: Final = "`" + "w" * 300 + "`\n\n```\n" + "w" * 300 + "\n```\n\n| a | b |\n|---|---|\n| " + "w" * 300 + " | c |\n"
-
-DRAWN: Final = """
-  window.drawn = [];
-  new MutationObserver(() => {
-    const length = document.querySelector('.answer .text')?.textContent.length ?? 0;
-    if (length > (window.drawn.at(-1) ?? 0)) window.drawn.push(length);
-  }).observe(document.querySelector('#turns'), {subtree: true, childList: true, characterData: true}), 0
-"""
-"""Notes how long the answer is whenever that has changed."""
 
 READER: Final = """
   (async (message) => {
@@ -297,9 +290,7 @@ async def test_a_slow_connection_still_shows_the_answer_grow(make_gateway: MakeG
     await page.press("Enter")
     await page.wait_for(IS_RESTING)
     assert await page.evaluate(ANSWER_TEXT) == ANSWER
-    steps = await page.evaluate("window.drawn")
-    assert len(steps) >= 10
-    assert max(after - before for before, after in zip([0, *steps], steps, strict=False)) < len(ANSWER) / 2
+    check_is_smooth(await page.evaluate("window.drawn"))
 
 
 async def test_the_end_is_followed_until_the_reader_scrolls_up(make_gateway: MakeGateway, page: Page) -> None:
