@@ -12,6 +12,7 @@ from gateway.app import Gateway
 from gateway.config import Kind, parse_config
 from gateway.simulator import Script, Simulator
 from tests.browser import running_browser
+from tests.clock import Clock
 from tests.firefox import running_firefox
 from tests.otlp import Collector
 
@@ -94,6 +95,12 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
             )
 
         yield make
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock, which can be put forward. Name it before the fixtures that run in the loop: it is set back last."""
+    return Clock(monkeypatch)
 
 
 @pytest.fixture

@@ -1,8 +1,12 @@
 """A small real server that plays a script of bytes: send, wait, stall, cut, refuse.
 
-A script is a list of steps: ``bytes`` are sent, a number waits so many seconds, ``"stall"`` waits until the other side
-has left, ``"fin"`` closes and ``"rst"`` resets the connection. A script that ends by itself leaves the connection open
-for the next request. What is sent is counted when the kernel has taken it.
+A script is a list of steps: ``bytes`` are sent, a number waits so many seconds, an ``asyncio.Event`` waits until the
+test sets it, ``"stall"`` waits until the other side has left, ``"fin"`` closes and ``"rst"`` resets the connection. A
+script that ends by itself leaves the connection open for the next request. What is sent is counted when the kernel has
+taken it.
+
+Where a test does something in the middle of a stream the script waits for an event: no number of seconds is enough for
+a machine that stands still.
 """
 
 import asyncio
@@ -16,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
-Step: TypeAlias = bytes | float | Literal["stall", "fin", "rst"]
+Step: TypeAlias = bytes | float | asyncio.Event | Literal["stall", "fin", "rst"]
 Script: TypeAlias = Sequence[Step]
 
 STREAM: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -127,7 +131,7 @@ class ScriptedUpstream:
         """The base URL for a provider that speaks OpenAI's wire."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
 
-    async def request(self, number: int = 0, *, timeout_s: float = 5) -> Received:
+    async def request(self, number: int = 0, *, timeout_s: float = 30) -> Received:
         """Return the request of this number, as soon as it has come."""
         async with asyncio.timeout(timeout_s):
             while len(self.requests) <= number:  # noqa: ASYNC110, a test may poll
@@ -200,6 +204,8 @@ class _Connection(asyncio.Protocol):
                     self._transport.write(piece)
                     await self._can_write.wait()
                     received.bytes_sent += len(piece)
+            case asyncio.Event():
+                await step.wait()
             case "stall":
                 await asyncio.get_running_loop().create_future()
             case "fin":

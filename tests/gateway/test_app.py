@@ -28,7 +28,9 @@ from gateway.core.continuation import Continuation
 from gateway.core.errors import ConfigError
 from gateway.guard import LAST_REQUEST_S
 from gateway.pipeline import Middleware, Next, Send, Telemetry
+from tests.clock import Clock
 from tests.conftest import MakeGateway, over
+from tests.eventually import TIMEOUT_S, eventually
 from tests.exposition import OPENMETRICS, scrape
 from tests.raw_client import chat, connected, exchange, parse, request
 from tests.scripted_upstream import (
@@ -309,31 +311,38 @@ async def test_a_kept_connection_that_has_died_is_replaced_at_once(make_gateway:
     ]
 
 
-async def test_the_total_timeout_counts_over_all_attempts(make_gateway: MakeGateway) -> None:
+async def test_the_total_timeout_counts_over_all_attempts(clock: Clock, make_gateway: MakeGateway) -> None:
     """It is the client's time, whoever uses it up: the second attempt gets what the first has left of it."""
     async with ScriptedUpstream(["stall"]) as one, ScriptedUpstream(["stall"]) as two:
-        config = over_scripted(one, two, ttft_timeout_s=0.5, total_timeout_s=0.8)
-        gateway = await make_gateway(config=config)
-        began_at_s = asyncio.get_running_loop().time()
-        found = await exchange(gateway.url, request(PATH, chat()))
-        took_s = asyncio.get_running_loop().time() - began_at_s
+        config = over_scripted(one, two, ttft_timeout_s=100, total_timeout_s=150)
+        gateway = await make_gateway(config={**config, "server": {"heartbeat_s": 900}})
+        asking = asyncio.ensure_future(exchange(gateway.url, request(PATH, chat()), timeout_s=900))
+        await one.request()
+        await clock.pass_by(110)
+        await two.request()
+        await clock.pass_by(50)
+        found = await asyncio.wait_for(asking, TIMEOUT_S)
         assert (len(one.requests), len(two.requests)) == (1, 1)
     assert found.status == 504
     assert found.error["code"] == "total_timeout"
     assert found.headers["x-should-retry"] == "false"
-    assert 0.75 < took_s < 1.2
 
 
 async def test_an_answer_that_broke_off_is_gone_on_with_by_the_next_target(make_gateway: MakeGateway) -> None:
     """The client gets one whole answer; the seam is told in a comment, in the log, and in the ledger."""
     begun, again = "It was a dark and ", "stormy night, and the rain fell in torrents"
+    break_off = asyncio.Event()
     async with (
-        ScriptedUpstream([STREAM + chunk(ROLE, text(begun, again)), 0.05, "rst"]) as broken,
+        ScriptedUpstream([STREAM + chunk(ROLE, text(begun, again)), break_off, "rst"]) as broken,
         ScriptedUpstream(complete(again, ", except at times, ", "when it did not.")) as good,
     ):
         gateway = await make_gateway(config={**over_scripted(broken, good), "middleware": QUICK_CHAIN})
         with capture_logs() as logs:
-            found = await exchange(gateway.url, request(PATH, chat()))
+            async with connected(gateway.url) as client:
+                await client.send(request(PATH, chat()))
+                await client.read_until(again.encode())
+                break_off.set()
+                found = parse(await client.read_until(b"\r\n0\r\n\r\n"))
     assert found.is_whole
     assert found.body.endswith(DONE)
     assert "".join(texts_of(found.body)) == begun + again + ", except at times, when it did not."
@@ -371,22 +380,23 @@ async def test_the_admin_port_says_alive_and_ready(make_gateway: MakeGateway) ->
 
 async def test_a_stream_in_flight_is_finished_while_the_gateway_drains(make_gateway: MakeGateway) -> None:
     """Meanwhile it is alive but not ready, and takes no new connection."""
-    script: Script = [STREAM + chunk(ROLE, text("a")), 0.5, chunk(text("b"), FINISH, DONE) + END]
+    go_on = asyncio.Event()
+    script: Script = [STREAM + chunk(ROLE, text("a")), go_on, chunk(text("b"), FINISH, DONE) + END]
     async with ScriptedUpstream(script) as upstream:
-        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 10}))
+        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 60}))
         async with connected(gateway.url) as client, connected(gateway.url) as idle:
             await client.send(request(PATH, chat()))
             await client.read_until(b'"a"')
             stopping = asyncio.ensure_future(gateway.gateway.stop())
-            await asyncio.sleep(0.1)
-            assert await idle.read_all(timeout_s=1) == b""
+            assert await idle.read_all() == b""
             assert (await exchange(gateway.admin_url, request("/healthz", method="GET"))).status == 200
             assert (await exchange(gateway.admin_url, request("/readyz", method="GET"))).status == 503
             with pytest.raises(ConnectionRefusedError):
                 await exchange(gateway.url, request("/v1/models", method="GET"))
+            go_on.set()
             found = parse(await client.read_until(b"\r\n0\r\n\r\n"))
             assert found.body.endswith(DONE)
-            await asyncio.wait_for(stopping, 3)
+            await asyncio.wait_for(stopping, TIMEOUT_S)
     with pytest.raises(ConnectionRefusedError):
         await exchange(gateway.admin_url, request("/healthz", method="GET"))
 
@@ -395,12 +405,13 @@ async def test_a_call_that_begins_while_the_gateway_drains_has_the_same_time_as_
     make_gateway: MakeGateway,
 ) -> None:
     """It was on its way when the gateway was told to stop; it is not cut when those before it have ended."""
+    gates = asyncio.Event(), asyncio.Event()
     scripts: list[Script] = [
-        [STREAM + chunk(ROLE, text("a")), pause_s, chunk(text("b"), FINISH, DONE) + END] for pause_s in (1.0, 1.5)
+        [STREAM + chunk(ROLE, text("a")), gate, chunk(text("b"), FINISH, DONE) + END] for gate in gates
     ]
     ask = request(PATH, chat())
     async with ScriptedUpstream(*scripts) as upstream:
-        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 20}))
+        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 60}))
         async with connected(gateway.url) as first, connected(gateway.url) as second:
             await first.send(ask)
             await first.read_until(b'"a"')
@@ -409,28 +420,32 @@ async def test_a_call_that_begins_while_the_gateway_drains_has_the_same_time_as_
             stopping = asyncio.ensure_future(gateway.gateway.stop())
             await asyncio.sleep(2 * LAST_REQUEST_S)
             await second.send(ask[20:])
-            for client in (first, second):
+            await second.read_until(b'"a"')
+            for client, gate in zip((first, second), gates, strict=True):
+                gate.set()
                 assert parse(await client.read_until(b"\r\n0\r\n\r\n")).body.endswith(DONE)
-            await asyncio.wait_for(stopping, 10)
+            await asyncio.wait_for(stopping, TIMEOUT_S)
 
 
 async def test_streams_that_a_stopping_gateway_waits_for_are_draining(make_gateway: MakeGateway) -> None:
     """Whoever looks sees how many are left; when they have ended there are none."""
-    script: Script = [STREAM + chunk(ROLE, text("a")), 0.5, chunk(text("b"), FINISH, DONE) + END]
+    go_on = asyncio.Event()
+    script: Script = [STREAM + chunk(ROLE, text("a")), go_on, chunk(text("b"), FINISH, DONE) + END]
     async with ScriptedUpstream(script) as upstream:
-        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 10}))
+        gateway = await make_gateway(config=config_over(upstream, server={"drain_timeout_s": 60}))
         async with connected(gateway.url) as client:
             await client.send(request(PATH, chat()))
             await client.read_until(b'"a"')
             name = "millrace_streams_active"
             assert (await scrape(gateway.admin_url)).by("phase", name) == {"decode": 1}
             stopping = asyncio.ensure_future(gateway.gateway.stop())
-            await asyncio.sleep(0.1)
+            await eventually(lambda: not gateway.gateway._is_ready)
             assert (await scrape(gateway.admin_url)).by("phase", name) == {"draining": 1}
             shown = (await exchange(gateway.admin_url, request("/admin/streams", method="GET"))).json
             assert [one["phase"] for one in shown["in_flight"]] == ["draining"]
+            go_on.set()
             await client.read_until(b"\r\n0\r\n\r\n")
-            await asyncio.wait_for(stopping, 3)
+            await asyncio.wait_for(stopping, TIMEOUT_S)
 
 
 async def test_a_stream_that_outlasts_the_drain_is_cut_and_not_ended(make_gateway: MakeGateway) -> None:
@@ -453,7 +468,7 @@ async def test_a_call_that_outlasts_the_drain_before_its_first_token_is_told_by_
             async with connected(gateway.url) as client:
                 await client.send(request(PATH, chat(stream=stream)))
                 await upstream.request()
-                await asyncio.wait_for(gateway.gateway.stop(), 5)
+                await asyncio.wait_for(gateway.gateway.stop(), TIMEOUT_S)
                 told = await client.read_all()
     assert told.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"gateway_stopping"' in told
@@ -468,9 +483,9 @@ async def _outlast_the_drain(make_gateway: MakeGateway) -> None:
         async with connected(gateway.url) as client:
             await client.send(request(PATH, chat()))
             await client.read_until(b'"a"')
-            await asyncio.wait_for(gateway.gateway.stop(), 5)
+            await asyncio.wait_for(gateway.gateway.stop(), TIMEOUT_S)
             found = parse(await client.read_all())
-        await asyncio.wait_for(upstream.requests[0].gone.wait(), 1)
+        await asyncio.wait_for(upstream.requests[0].gone.wait(), TIMEOUT_S)
     assert not found.is_whole
     assert b'"code":"gateway_stopping"' in found.body
     assert b"[DONE]" not in found.body

@@ -3,8 +3,8 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from msgspec import structs
 
+from gateway import upstream
 from gateway.core.call import OPENAI_CHAT, Call, Message, Route, Source, Target, TextPart, ToolCall
 from gateway.core.continuation import Checkpoint, Continuation, Way
 from gateway.core.delivery import AnswerComplete
@@ -41,6 +42,8 @@ from gateway.telemetry.meters import Meters
 from gateway.telemetry.slab import Slab
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
 from gateway.watch import Limits
+from tests.clock import Clock
+from tests.eventually import TIMEOUT_S, eventually
 from tests.exposition import Exposition
 from tests.scripted_upstream import (
     CLOSE_DELIMITED,
@@ -51,6 +54,7 @@ from tests.scripted_upstream import (
     ROLE,
     STREAM,
     Certificate,
+    Received,
     Script,
     ScriptedUpstream,
     answer,
@@ -64,8 +68,11 @@ from tests.scripted_upstream import (
 
 KEY = "sk-canary-0123456789abcdef"
 PATIENT = Limits()
-SHORT = Limits(connect_timeout_s=0.3, ttft_timeout_s=0.3, stall_timeout_s=0.3, total_timeout_s=5)
+SENT: Literal["sent"] = "sent"
+"""In a script: wait until something was sent on. What comes with a break is not always read."""
 TCP_ESTABLISHED = 1
+GONE_S = 10.0
+"""How long a connection may take to be gone where it is let go of at once: less than any limit of ours, and of TLS."""
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
@@ -85,6 +92,7 @@ class Relay:
     session: aiohttp.ClientSession | None = None
     on_send: Callable[[Sequence[Event]], None] | None = None
     slab: Slab = field(default_factory=Slab.create)
+    has_sent: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def __aenter__(self) -> Self:
         self.session = self.session or make_session()
@@ -107,6 +115,7 @@ class Relay:
         self.notes.append("sent")
         self.events += events
         self.batches.append(list(events))
+        self.has_sent.set()
         if self.on_send is not None:
             self.on_send(events)
 
@@ -123,6 +132,10 @@ class Relay:
     async def __call__(self, call: Call | None = None) -> None:
         """Make one attempt."""
         await self.upstream(structs.replace(call or make_call(), ledger=self), self.send)
+
+    async def until(self, text: str) -> None:
+        """Return when this is the text that was sent."""
+        await eventually(lambda: self.text == text)
 
     @property
     def counted(self) -> Exposition:
@@ -150,17 +163,26 @@ def make_call(*, stream: bool = True, content: str = "Hello", model: str = "mill
     return structs.replace(call, **fields)
 
 
-async def fail(*script: Any, limits: Limits = SHORT, stream: bool = True) -> tuple[UpstreamError, Relay]:
+@asynccontextmanager
+async def playing(*script: Any, **options: Any) -> AsyncIterator[Relay]:
+    """Yield a relay over a provider that plays the script."""
+    has_sent = asyncio.Event()
+    steps = [has_sent if step == SENT else step for step in script]
+    async with ScriptedUpstream(steps) as server, Relay(server.url, has_sent=has_sent, **options) as relay:
+        yield relay
+
+
+async def fail(*script: Any, limits: Limits = PATIENT, stream: bool = True) -> tuple[UpstreamError, Relay]:
     """Play the script to one attempt and return the error that it ends with."""
-    async with ScriptedUpstream(list(script)) as server, Relay(server.url, limits) as relay:
+    async with playing(*script, limits=limits) as relay:
         with pytest.raises(UpstreamError) as caught:
-            await relay(make_call(stream=stream))
+            await asyncio.wait_for(relay(make_call(stream=stream)), TIMEOUT_S)
     return caught.value, relay
 
 
-async def succeed(*script: Any, limits: Limits = SHORT, stream: bool = True) -> Relay:
+async def succeed(*script: Any, limits: Limits = PATIENT, stream: bool = True) -> Relay:
     """Play the script to one attempt that ends well."""
-    async with ScriptedUpstream(list(script)) as server, Relay(server.url, limits) as relay:
+    async with playing(*script, limits=limits) as relay:
         await relay(make_call(stream=stream))
     return relay
 
@@ -429,7 +451,7 @@ def free_port() -> int:
 
 async def test_a_refused_connection_is_unreachable() -> None:
     """Nobody listens there."""
-    async with Relay(f"http://127.0.0.1:{free_port()}/v1", SHORT) as relay:
+    async with Relay(f"http://127.0.0.1:{free_port()}/v1") as relay:
         with pytest.raises(UpstreamUnreachable) as caught:
             await relay()
     assert caught.value.error_type == "connect"
@@ -438,7 +460,7 @@ async def test_a_refused_connection_is_unreachable() -> None:
 
 async def test_an_unknown_host_name_is_unreachable() -> None:
     """Its error says that it is the name."""
-    async with Relay("http://no-such-host.invalid/v1", Limits(connect_timeout_s=5)) as relay:
+    async with Relay("http://no-such-host.invalid/v1", Limits(connect_timeout_s=30)) as relay:
         with pytest.raises(UpstreamUnreachable) as caught:
             await relay()
     assert caught.value.error_type == "dns"
@@ -465,8 +487,8 @@ async def test_a_server_that_does_not_accept_runs_into_the_connect_timeout() -> 
             for filler in fillers:
                 filler.settimeout(0)
                 filler.connect_ex(("127.0.0.1", port))
-            limits = replace(SHORT, ttft_timeout_s=5)
-            async with asyncio.timeout(5), Relay(f"http://127.0.0.1:{port}/v1", limits) as relay:
+            limits = Limits(connect_timeout_s=0.3)
+            async with asyncio.timeout(TIMEOUT_S), Relay(f"http://127.0.0.1:{port}/v1", limits) as relay:
                 with pytest.raises(UpstreamTimeout) as caught:
                     await relay()
         finally:
@@ -500,7 +522,7 @@ async def test_a_connection_that_dies_within_the_headers_is_unreachable(how: str
 
 async def test_a_provider_that_says_nothing_runs_into_the_ttft_timeout() -> None:
     """No header, no token: the attempt is over, and may be repeated."""
-    error, _ = await fail("stall")
+    error, _ = await fail("stall", limits=Limits(ttft_timeout_s=0.3))
     assert isinstance(error, UpstreamTimeout)
     assert error.code == "ttft_timeout"
     assert error.status_code == 504
@@ -509,8 +531,8 @@ async def test_a_provider_that_says_nothing_runs_into_the_ttft_timeout() -> None
 
 async def test_pings_and_roles_are_no_first_token() -> None:
     """A provider that only pings is as late as one that is silent."""
-    pings: list[Any] = [step for _ in range(60) for step in (chunk(PING, openai_chunk({"role": "assistant"})), 0.02)]
-    error, relay = await fail(STREAM + chunk(ROLE), *pings)
+    pings: list[Any] = [step for _ in range(3000) for step in (chunk(PING, openai_chunk({"role": "assistant"})), 0.02)]
+    error, relay = await fail(STREAM + chunk(ROLE), *pings, limits=Limits(ttft_timeout_s=0.3))
     assert isinstance(error, UpstreamTimeout)
     assert error.code == "ttft_timeout"
     assert relay.batches == []
@@ -518,7 +540,7 @@ async def test_pings_and_roles_are_no_first_token() -> None:
 
 async def test_a_stream_that_stops_runs_into_the_stall_timeout() -> None:
     """What was sent stays sent; the attempt is an interruption."""
-    error, relay = await fail(STREAM + chunk(ROLE, text("a")), "stall")
+    error, relay = await fail(STREAM + chunk(ROLE, text("a")), "stall", limits=Limits(stall_timeout_s=0.3))
     assert isinstance(error, StreamInterrupted)
     assert error.code == "stall_timeout"
     assert relay.text == "a"
@@ -526,26 +548,35 @@ async def test_a_stream_that_stops_runs_into_the_stall_timeout() -> None:
 
 async def test_pings_and_empty_deltas_do_not_hide_a_stall() -> None:
     """Only tokens are progress."""
-    pings: list[Any] = [step for _ in range(60) for step in (chunk(PING, openai_chunk({"content": ""})), 0.02)]
-    error, relay = await fail(STREAM + chunk(ROLE, text("a")), *pings)
+    pings: list[Any] = [step for _ in range(3000) for step in (chunk(PING, openai_chunk({"content": ""})), 0.02)]
+    error, relay = await fail(STREAM + chunk(ROLE, text("a")), *pings, limits=Limits(stall_timeout_s=0.3))
     assert error.code == "stall_timeout"
     assert relay.text == "a"
 
 
-async def test_a_slow_stream_that_goes_on_is_not_stalled() -> None:
+async def test_a_slow_stream_that_goes_on_is_not_stalled(clock: Clock) -> None:
     """Every token starts the limit anew."""
-    limits = replace(SHORT, ttft_timeout_s=1, stall_timeout_s=0.4)
-    steps: list[Any] = [step for word in words(6) for step in (0.15, chunk(text(word)))]
-    relay = await succeed(STREAM + chunk(ROLE), *steps, *_end(), limits=limits)
+    gates = [asyncio.Event() for _ in range(6)]
+    steps: list[Any] = [step for gate, word in zip(gates, words(6), strict=True) for step in (gate, chunk(text(word)))]
+    limits = Limits(ttft_timeout_s=20, stall_timeout_s=20)
+    async with playing(STREAM + chunk(ROLE), *steps, *_end(), limits=limits) as relay:
+        attempt = asyncio.ensure_future(relay())
+        for count, gate in enumerate(gates):
+            await relay.until("".join(words(count)))
+            await clock.pass_by(12)
+            gate.set()
+        await attempt
     assert relay.text == "".join(words(6))
 
 
-async def test_an_answer_that_never_ends_runs_into_the_total_timeout() -> None:
+async def test_an_answer_that_never_ends_runs_into_the_total_timeout(clock: Clock) -> None:
     """However lively it is."""
     steps: list[Any] = [step for word in words(100) for step in (chunk(text(word)), 0.02)]
-    error, relay = await fail(STREAM + chunk(ROLE), *steps, limits=replace(SHORT, total_timeout_s=0.5))
-    assert isinstance(error, StreamInterrupted)
-    assert error.code == "total_timeout"
+    async with playing(STREAM + chunk(ROLE), *steps, limits=Limits(total_timeout_s=20)) as relay:
+        relay.on_send = lambda _: clock.advance(25) if relay.text.endswith(" w5 ") else None
+        with pytest.raises(StreamInterrupted) as caught:
+            await relay()
+    assert caught.value.code == "total_timeout"
     assert relay.text.startswith("w0 w1 ")
 
 
@@ -553,15 +584,17 @@ async def test_a_whole_answer_is_watched_by_its_total_only() -> None:
     """It has no tokens: what is slow to a stream is not slow to it."""
     message = {"role": "assistant", "content": "late"}
     document = {"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
-    relay = await succeed(0.6, answer(200, document), stream=False)
+    relay = await succeed(
+        0.5, answer(200, document), stream=False, limits=Limits(ttft_timeout_s=0.1, stall_timeout_s=0.1)
+    )
     assert relay.text == "late"
-    error, _ = await fail("stall", stream=False, limits=replace(SHORT, total_timeout_s=0.3))
+    error, _ = await fail("stall", stream=False, limits=Limits(total_timeout_s=0.3))
     assert error.code == "total_timeout"
 
 
 async def test_a_provider_that_stalls_behind_a_whole_answer_has_still_answered() -> None:
     """The finish was there; waiting in vain for what may follow it makes no error of it."""
-    relay = await succeed(STREAM + chunk(ROLE, text("a"), FINISH), "stall")
+    relay = await succeed(STREAM + chunk(ROLE, text("a"), FINISH), "stall", limits=Limits(stall_timeout_s=0.3))
     assert relay.text == "a"
     assert sum(isinstance(one, UsageReported) for one in relay.events) == 1
 
@@ -575,7 +608,7 @@ async def test_a_provider_that_stalls_behind_a_whole_answer_has_still_answered()
 async def test_a_cut_stream_is_an_interruption_however_its_socket_closed(head: bytes, how: str, rest: bytes) -> None:
     """Without the provider's own end there is no end, and half an event is not passed on."""
     framed = chunk if head is STREAM else _bare
-    error, relay = await fail(head + framed(ROLE, text("a", "b"), rest), 0.05, how)
+    error, relay = await fail(head + framed(ROLE, text("a", "b"), rest), SENT, how)
     assert isinstance(error, StreamInterrupted)
     assert error.retryable
     assert relay.text == "ab"
@@ -599,7 +632,7 @@ async def test_done_without_a_finish_is_an_interruption() -> None:
 @pytest.mark.parametrize("end", [FINISH, FINISH + DONE], ids=["finish", "done"])
 async def test_a_transport_error_behind_a_whole_answer_is_no_error(how: str, end: bytes) -> None:
     """How the transport ended does not matter, only whether the answer was whole by then."""
-    relay = await succeed(STREAM + chunk(ROLE, text("a"), end), 0.05, how)
+    relay = await succeed(STREAM + chunk(ROLE, text("a"), end), SENT, how)
     assert relay.text == "a"
 
 
@@ -648,12 +681,13 @@ async def test_a_connection_is_used_again_after_a_complete_stream() -> None:
         assert [request.connection for request in server.requests] == [1, 1]
 
 
-async def test_a_connection_whose_last_chunk_is_a_little_late_is_used_again() -> None:
+async def test_a_connection_whose_last_chunk_is_a_little_late_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the body often comes in a packet of its own."""
+    monkeypatch.setattr(upstream, "DRAIN_TIMEOUT_S", TIMEOUT_S)
     script: Script = [STREAM + chunk(ROLE, text("a"), FINISH, DONE), 0.05, END]
     async with ScriptedUpstream(script) as server, Relay(server.url) as relay:
         await relay()
-        await asyncio.sleep(0.2)
+        await eventually(lambda: not upstream._DRAINING)
         await relay()
         assert [request.connection for request in server.requests] == [1, 1]
 
@@ -668,7 +702,7 @@ async def test_a_connection_is_not_used_again_after_an_interruption() -> None:
         await relay()
         assert relay.text == "fresh"
         assert server.connection_count == 2
-        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
 
 
 async def test_a_provider_that_talks_on_behind_its_end_is_hung_up_on() -> None:
@@ -676,25 +710,30 @@ async def test_a_provider_that_talks_on_behind_its_end_is_hung_up_on() -> None:
     endless: list[Any] = [STREAM + chunk(ROLE, text("a"), FINISH, DONE), *[chunk(PING), 0.05] * 200]
     async with ScriptedUpstream(endless) as server, Relay(server.url) as relay:
         await relay()
-        await asyncio.wait_for(server.requests[0].gone.wait(), 3)
+        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
 
 
 async def test_more_than_a_hundred_calls_run_at_once() -> None:
     """The pool has no limit of its own."""
-    script: Script = [0.3, *complete("Hello")]
-    async with ScriptedUpstream(script) as server, Relay(server.url) as relay:
-        await asyncio.gather(*(relay() for _ in range(150)))
+    go_on = asyncio.Event()
+    async with ScriptedUpstream([go_on, *complete("Hello")]) as server, Relay(server.url) as relay:
+        calls = asyncio.gather(*(relay() for _ in range(150)))
+        await server.request(149)
+        go_on.set()
+        await calls
         assert server.connection_count == 150
 
 
 async def test_a_call_over_the_concurrency_limit_is_refused_at_once() -> None:
     """``max_concurrency`` calls are with the provider; the next one may go elsewhere, and later here again."""
-    async with ScriptedUpstream([0.2, *complete("Hello")]) as server:
+    go_on = asyncio.Event()
+    async with ScriptedUpstream([go_on, *complete("Hello")]) as server:
         async with Relay(server.url, Limits(max_concurrency=1)) as relay:
             first = asyncio.ensure_future(relay())
             await server.request()
             with pytest.raises(UpstreamBusy) as caught:
                 await relay()
+            go_on.set()
             await first
             await relay()
         assert len(server.requests) == 2
@@ -743,25 +782,37 @@ async def test_a_paused_client_stops_the_reading_from_the_provider_and_loses_not
         relay.on_send = lambda _: None if flow._goes_on.is_set() else flow.stop()
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
         received = await server.request()
-        await asyncio.sleep(0.5)
-        assert flow.is_paused
-        paused_at = received.bytes_sent
-        await asyncio.sleep(0.3)
-        assert received.bytes_sent == paused_at, "nothing flows while the client is paused"
-        assert paused_at < 3_000_000, "most of it is in the kernel's buffers, whose size the kernel chooses"
+        await eventually(lambda: flow.is_paused)
+        assert await _resting(received) < 3_000_000, (
+            "most of it is in the kernel's buffers, whose size the kernel chooses"
+        )
         flow.go_on()
         await attempt
     assert relay.text == "".join(many)
 
 
-async def test_a_provider_is_not_blamed_for_a_client_that_reads_slowly() -> None:
+async def _resting(received: Received) -> int:
+    """Return how many bytes were sent when no more are."""
+    seen = [-2, -1]
+
+    def look() -> bool:
+        seen.append(received.bytes_sent)
+        return len(set(seen[-3:])) == 1
+
+    await eventually(look, every_s=0.1)
+    return received.bytes_sent
+
+
+async def test_a_provider_is_not_blamed_for_a_client_that_reads_slowly(clock: Clock) -> None:
     """While the client is waited for, no stall counts."""
     flow = SlowFlow()
     script: Script = [STREAM + chunk(ROLE, text("a")), 0.05, chunk(text("b")), *_end()]
-    async with ScriptedUpstream(script) as server, Relay(server.url, SHORT) as relay:
+    async with ScriptedUpstream(script) as server, Relay(server.url, Limits(stall_timeout_s=10)) as relay:
         flow.stop()
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
-        await asyncio.sleep(1.0)
+        await relay.until("a")
+        for _ in range(3):
+            await clock.pass_by(8)
         flow.go_on()
         await attempt
     assert relay.text == "ab"
@@ -772,7 +823,7 @@ async def test_a_stall_behind_a_slow_client_is_still_a_stall() -> None:
     flow = SlowFlow()
     async with (
         ScriptedUpstream([STREAM + chunk(ROLE, text("a")), "stall"]) as server,
-        Relay(server.url, SHORT) as relay,
+        Relay(server.url, Limits(stall_timeout_s=0.3)) as relay,
     ):
         flow.stop()
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
@@ -796,13 +847,13 @@ async def test_a_client_that_is_gone_ends_the_attempt() -> None:
     async with ScriptedUpstream(script) as server, Relay(server.url, on_send=gone) as relay:
         with pytest.raises(ClientGone):
             await relay()
-        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("transport", ["plain", "tls"])
 @pytest.mark.parametrize("moment", ["before the headers", "before the first token", "mid-stream"])
-def test_a_cancelled_attempt_is_gone_from_the_provider_within_a_second(
+def test_a_cancelled_attempt_is_gone_from_the_provider_at_once(
     loop: str, transport: str, moment: str, tmp_path: Path
 ) -> None:
     """Whatever the loop, with TLS or without: nothing goes on generating and billing."""
@@ -819,12 +870,15 @@ def test_a_cancelled_attempt_is_gone_from_the_provider_within_a_second(
                 _trust(relay, tls)
             attempt = asyncio.ensure_future(relay())
             received = await server.request()
-            await asyncio.sleep(0.1)
-            assert (relay.text == "a") is (moment == "mid-stream")
+            if moment == "mid-stream":
+                await relay.until("a")
+            else:
+                await asyncio.sleep(0.1)
+                assert relay.text == ""
             attempt.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await attempt
-            await asyncio.wait_for(received.gone.wait(), 1)
+            await asyncio.wait_for(received.gone.wait(), GONE_S)
 
     _run(cancel, loop)
 
@@ -879,15 +933,15 @@ def test_a_stream_over_tls_is_relayed_and_its_connection_used_again(loop: str, t
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_timeout_is_gone_from_the_provider_within_a_second(loop: str) -> None:
+def test_a_timeout_is_gone_from_the_provider_at_once(loop: str) -> None:
     """An attempt that was given up leaves nothing running."""
 
     async def time_out() -> None:
         script: Script = [STREAM + chunk(ROLE, text("a")), "stall"]
-        async with ScriptedUpstream(script) as server, Relay(server.url, SHORT) as relay:
+        async with ScriptedUpstream(script) as server, Relay(server.url, Limits(stall_timeout_s=0.3)) as relay:
             with pytest.raises(StreamInterrupted):
                 await relay()
-            await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+            await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
 
     _run(time_out, loop)
 
@@ -898,9 +952,9 @@ def test_a_timeout_is_gone_from_the_provider_within_a_second(loop: str) -> None:
 USAGE = openai_chunk({}, usage={"prompt_tokens": 11, "completion_tokens": 7})
 
 
-async def end(*script: Any, limits: Limits = SHORT, call: Call | None = None) -> tuple[Settlement, Relay]:
+async def end(*script: Any, call: Call | None = None, **options: Any) -> tuple[Settlement, Relay]:
     """Play the script to one attempt, however it ends, and return how it was settled: once, and after all else."""
-    async with ScriptedUpstream(list(script)) as server, Relay(server.url, limits) as relay:
+    async with playing(*script, **options) as relay:
         with suppress(GatewayError):
             await relay(call)
     (settled,) = relay.settled
@@ -911,7 +965,7 @@ async def end(*script: Any, limits: Limits = SHORT, call: Call | None = None) ->
 async def test_a_complete_attempt_is_settled_with_what_its_provider_reported() -> None:
     """When it began, when it ended, and what it was part of."""
     began_at_s = asyncio.get_running_loop().time()
-    script = [0.05, STREAM + chunk(ROLE), 0.05, chunk(text("a")), 0.05, chunk(FINISH, USAGE, DONE) + END]
+    script = [0.05, STREAM + chunk(ROLE), 0.05, chunk(text("a")), SENT, 0.05, chunk(FINISH, USAGE, DONE) + END]
     settled, _ = await end(*script, call=make_call(attempt=3))
     ended_at_s = asyncio.get_running_loop().time()
     assert settled.first_token_at_s is not None
@@ -950,9 +1004,9 @@ ENDS: dict[str, tuple[list[Any], str, str, int | None, int | None, bool]] = {
     ),
     "dead before an answer": (["fin"], "upstream_unreachable", "reset", None, None, False),
     "cut before a token": ([STREAM + chunk(ROLE), 0.02, "fin"], "stream_truncated", "reset", None, None, False),
-    "cut": ([STREAM + chunk(ROLE, text("abcd" * 3)), 0.02, "rst"], "stream_truncated", "reset", None, 3, True),
+    "cut": ([STREAM + chunk(ROLE, text("abcd" * 3)), SENT, "rst"], "stream_truncated", "reset", None, 3, True),
     "cut behind usage": (
-        [STREAM + chunk(ROLE, text("a"), USAGE), 0.02, "fin"], "stream_truncated", "reset", None, 7, True,
+        [STREAM + chunk(ROLE, text("a"), USAGE), SENT, "fin"], "stream_truncated", "reset", None, 7, True,
     ),
     "malformed": ([STREAM + chunk(ROLE, text("a"), b"data: {\n\n")], "malformed_stream", "protocol", None, 1, True),
     "no token": ([STREAM + chunk(ROLE), "stall"], "ttft_timeout", "read_timeout", None, None, False),
@@ -964,12 +1018,25 @@ ENDS: dict[str, tuple[list[Any], str, str, int | None, int | None, bool]] = {
 }  # fmt: skip
 """Script; then code, error type and status of the settlement, its output tokens, and whether any was delivered."""
 
+ENDING_LIMITS = {
+    "no token": Limits(ttft_timeout_s=0.3),
+    "stalled": Limits(stall_timeout_s=0.3),
+    "too long": Limits(total_timeout_s=20),
+}
+
 
 @pytest.mark.parametrize("kind", ENDS)
-async def test_an_attempt_that_failed_is_settled_once_with_why_and_what_it_used(kind: str) -> None:
+async def test_an_attempt_that_failed_is_settled_once_with_why_and_what_it_used(kind: str, clock: Clock) -> None:
     """Reported usage, else an estimate that says so, else none; the error is its own, however far it came."""
     script, code, error_type, http_status, output_tokens, is_delivered = ENDS[kind]
-    settled, relay = await end(*script, limits=replace(SHORT, total_timeout_s=0.5))
+    sent = list[Event]()
+
+    def hurry(events: Sequence[Event]) -> None:
+        sent.extend(events)
+        if kind == "too long" and len(sent) > 5:
+            clock.advance(60)
+
+    settled, relay = await end(*script, limits=ENDING_LIMITS.get(kind, PATIENT), on_send=hurry)
     assert (settled.result, settled.reason) == ("failed", "")
     assert (settled.code, settled.error_type, settled.http_status) == (code, error_type, http_status)
     assert settled.is_delivered is bool(relay.batches) is is_delivered
@@ -987,7 +1054,7 @@ async def test_an_attempt_that_failed_is_settled_once_with_why_and_what_it_used(
 
 async def test_an_attempt_that_never_got_a_connection_is_settled_too() -> None:
     """It was begun: whoever opens a breaker wants to know."""
-    async with Relay(f"http://127.0.0.1:{free_port()}/v1", SHORT) as relay:
+    async with Relay(f"http://127.0.0.1:{free_port()}/v1") as relay:
         with pytest.raises(UpstreamUnreachable):
             await relay()
     (settled,) = relay.settled
@@ -1030,7 +1097,7 @@ async def test_an_attempt_that_its_reader_ends_is_settled_as_what_that_was(
     async with ScriptedUpstream(script) as server, Relay(server.url, on_send=stop) as relay:
         with pytest.raises(type(error)) as caught:
             await relay()
-        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
     assert caught.value is error
     (settled,) = relay.settled
     assert (settled.result, settled.reason, settled.code) == (result, reason, code)
@@ -1075,7 +1142,7 @@ async def test_an_attempt_cancelled_while_it_connects_is_settled() -> None:
 
 async def test_the_ledger_is_told_of_the_first_token_before_the_token_is_sent() -> None:
     """Once: of two attempts that are raced, the one that is told first has the client."""
-    _, relay = await end(STREAM + chunk(ROLE), 0.02, chunk(text("a")), 0.02, chunk(text("b")), *_end())
+    _, relay = await end(STREAM + chunk(ROLE), 0.02, chunk(text("a")), SENT, chunk(text("b")), *_end())
     assert relay.notes[:3] == ["first token of up/mill, attempt 1", "sent", "sent"]
     assert relay.notes[-1] == "settled"
     assert sum(note.startswith("first") for note in relay.notes) == 1
@@ -1110,7 +1177,7 @@ async def test_what_was_never_asked_of_a_provider_is_not_settled() -> None:
         "target": (structs.replace(make_call(), target=None), UnknownModel),
     }
     async with ScriptedUpstream() as server:
-        async with Relay(server.url, replace(SHORT, max_concurrency=1), make=Anthropic) as relay:
+        async with Relay(server.url, Limits(total_timeout_s=5, max_concurrency=1), make=Anthropic) as relay:
             for call, kind in calls.values():
                 with pytest.raises(kind):
                     await relay(call)
@@ -1279,25 +1346,29 @@ async def test_without_another_session_the_one_there_is_must_do() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_attempt_has_what_the_client_has_left_of_the_total(*, stream: bool) -> None:
+async def test_an_attempt_has_what_the_client_has_left_of_the_total(clock: Clock, *, stream: bool) -> None:
     """It began to wait before; and when its time is up, no other attempt is of any use."""
-    loop = asyncio.get_running_loop()
-    limits = Limits(total_timeout_s=0.6)
+    limits = Limits(ttft_timeout_s=900, total_timeout_s=600)
     async with ScriptedUpstream(["stall"]) as server, Relay(server.url, limits) as relay:
-        began_at_s = loop.time()
+        received_at_s = asyncio.get_running_loop().time() - 400
+        attempt = asyncio.ensure_future(relay(make_call(stream=stream, attempt=2, received_at_s=received_at_s)))
+        await server.request()
+        await clock.pass_by(150)
+        assert not attempt.done()
+        await clock.pass_by(60)
         with pytest.raises(UpstreamTimeout) as caught:
-            await relay(make_call(stream=stream, attempt=2, received_at_s=began_at_s - 0.4))
-        assert 0.19 <= loop.time() - began_at_s < 0.5
+            await asyncio.wait_for(attempt, TIMEOUT_S)
     assert (caught.value.code, caught.value.retryable) == ("total_timeout", False)
-    assert caught.value.message == "the answer was not complete after 0.6 s"
+    assert caught.value.message == "the answer was not complete after 600 s"
 
 
 async def test_an_attempt_for_which_no_time_is_left_is_not_made() -> None:
     """Its provider is not asked, not even over a connection that waits: it might bill."""
-    async with ScriptedUpstream() as server, Relay(server.url, SHORT) as relay:
+    limits = Limits(total_timeout_s=60)
+    async with ScriptedUpstream() as server, Relay(server.url, limits) as relay:
         await relay()
         with pytest.raises(UpstreamTimeout) as caught:
-            await relay(make_call(received_at_s=asyncio.get_running_loop().time() - SHORT.total_timeout_s))
+            await relay(make_call(received_at_s=asyncio.get_running_loop().time() - limits.total_timeout_s))
         await asyncio.sleep(0.05)
         assert len(server.requests) == len(relay.settled) == 1
     assert (caught.value.code, caught.value.retryable, caught.value.was_sent) == ("total_timeout", False, False)
@@ -1362,8 +1433,8 @@ async def test_a_provider_that_only_pings_is_as_late_as_one_that_is_silent(
     The first token and the next each have their own limit, error and message.
     """
     wire = WIRES[name]
-    limits = Limits(ttft_timeout_s=0.6 if has_text else 0.2, stall_timeout_s=0.2 if has_text else 0.6)
-    idle: list[Any] = [step for _ in range(100) for step in (chunk(wire.idle), 0.02)]
+    limits = Limits(stall_timeout_s=0.2) if has_text else Limits(ttft_timeout_s=0.2)
+    idle: list[Any] = [step for _ in range(3000) for step in (chunk(wire.idle), 0.02)]
     begun = [chunk(wire.say("word"))] if has_text else []
     call = make_call(model=wire.model, continuation=continuation)
     async with (
@@ -1372,9 +1443,9 @@ async def test_a_provider_that_only_pings_is_as_late_as_one_that_is_silent(
     ):
         began_at_s = asyncio.get_running_loop().time()
         with pytest.raises(UpstreamError) as caught:
-            await relay(call)
-        assert 0.15 < asyncio.get_running_loop().time() - began_at_s < 0.5
-        await asyncio.wait_for(server.requests[0].gone.wait(), 1)
+            await asyncio.wait_for(relay(call), TIMEOUT_S)
+        assert asyncio.get_running_loop().time() - began_at_s > 0.15
+        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
     if has_text:
         assert isinstance(caught.value, StreamInterrupted)
         assert caught.value.code == "stall_timeout"
@@ -1389,19 +1460,31 @@ async def test_a_provider_that_only_pings_is_as_late_as_one_that_is_silent(
 
 
 @pytest.mark.parametrize("name", WIRES)
-async def test_a_provider_that_pings_between_its_tokens_is_not_late(name: str) -> None:
+async def test_a_provider_that_pings_between_its_tokens_is_not_late(name: str, clock: Clock) -> None:
     """As long as the tokens come: what is no progress is no harm either."""
     wire = WIRES[name]
-    limits = Limits(ttft_timeout_s=0.4, stall_timeout_s=0.4, total_timeout_s=5)
-    steps: list[Any] = [step for word in words(5) for step in (0.1, chunk(wire.idle), 0.1, chunk(wire.say(word)))]
+    limits = Limits(ttft_timeout_s=20, stall_timeout_s=20)
+    gates = [asyncio.Event() for _ in range(5)]
+    steps: list[Any] = [
+        step
+        for gate, word in zip(gates, words(5), strict=True)
+        for step in (chunk(wire.idle), gate, chunk(wire.idle), chunk(wire.say(word)))
+    ]
+    cut = asyncio.Event()
     async with (
-        ScriptedUpstream([STREAM + chunk(wire.start), *steps, "fin"]) as server,
+        ScriptedUpstream([STREAM + chunk(wire.start), *steps, cut, "fin"]) as server,
         Relay(server.url, limits, make=wire.make, host=wire.host) as relay,
     ):
+        attempt = asyncio.ensure_future(relay(make_call(model=wire.model)))
+        await server.request()
+        for count, gate in enumerate(gates, 1):
+            await clock.pass_by(12)
+            gate.set()
+            await relay.until("".join(words(count)))
+        cut.set()
         with pytest.raises(StreamInterrupted) as caught:
-            await relay(make_call(model=wire.model))
+            await attempt
     assert caught.value.code == "stream_truncated"
-    assert relay.text == "".join(words(5))
 
 
 def _run(work: Callable[[], Awaitable[None]], loop: str) -> None:
@@ -1436,18 +1519,18 @@ def make_counted(**fields: Any) -> Call:
 
 async def test_how_fast_a_provider_is_and_what_the_gateway_adds_is_counted() -> None:
     """A gap for each delivery behind the first, a transit for each at all; of the attempt one first token."""
-    script: Script = [STREAM + chunk(ROLE), 0.1, chunk(text("a")), 0.05, chunk(text("b", "c")), 0.05, *_end()]
-    async with ScriptedUpstream(script) as server, Relay(server.url) as relay:
+    script = [STREAM + chunk(ROLE), 0.1, chunk(text("a")), SENT, 0.05, chunk(text("b", "c")), 0.05, *_end()]
+    async with playing(*script) as relay:
         await relay(make_counted())
         found = relay.counted
     assert found.total("millrace_chunk_gap_seconds_count", **PAIR) == 1
-    assert 0.03 < found.total("millrace_chunk_gap_seconds_sum", **PAIR) < 1
+    assert 0.03 < found.total("millrace_chunk_gap_seconds_sum", **PAIR) < 10
     assert found.total("millrace_chunk_transit_seconds_count") == 3
-    assert 0 < found.mean("millrace_chunk_transit_seconds") < 0.5
+    assert 0 < found.mean("millrace_chunk_transit_seconds") < 5
     assert found.total("millrace_upstream_ttft_seconds_count", **PAIR) == 1
-    assert 0.08 < found.mean("millrace_upstream_ttft_seconds", **PAIR) < 2
-    assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 1
-    assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 0.5
+    assert 0.08 < found.mean("millrace_upstream_ttft_seconds", **PAIR) < 20
+    assert 0.02 <= found.mean("millrace_overhead_seconds", stage="request") < 10
+    assert 0 < found.mean("millrace_overhead_seconds", stage="first_token") < 5
     assert found.total("millrace_overhead_seconds_count") == 2
 
 
@@ -1473,7 +1556,7 @@ async def test_what_the_chain_takes_is_in_the_transit() -> None:
 
     async with ScriptedUpstream(complete("a")) as server, Relay(server.url, on_send=dawdle) as relay:
         await relay(make_counted())
-        assert 0.02 < relay.counted.mean("millrace_chunk_transit_seconds") < 1
+        assert 0.02 < relay.counted.mean("millrace_chunk_transit_seconds") < 10
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -1486,7 +1569,7 @@ def test_transit_is_measured_in_microseconds_on_any_loop(loop: str) -> None:
             await relay(make_counted())
             found = relay.counted
         assert found.total("millrace_chunk_transit_seconds_bucket", le="0.0005") > 0
-        assert 0.000001 < found.mean("millrace_chunk_transit_seconds") < 0.1
+        assert 0.000001 < found.mean("millrace_chunk_transit_seconds") < 1
         assert found.mean("millrace_overhead_seconds", stage="request") > 0.02
 
     _run(run, loop)
@@ -1531,7 +1614,8 @@ async def test_an_answer_without_a_token_has_no_first_one() -> None:
 async def test_attempts_in_flight_are_those_that_are_under_way() -> None:
     """However they end; one that finds no room never was."""
     limits = Limits(max_concurrency=1)
-    script: Script = [STREAM + chunk(ROLE, text("a")), 0.3, "rst"]
+    break_off = asyncio.Event()
+    script: Script = [STREAM + chunk(ROLE, text("a")), break_off, "rst"]
     async with ScriptedUpstream(script) as server, Relay(server.url, limits) as relay:
         attempt = asyncio.ensure_future(relay(make_counted()))
         await server.request()
@@ -1539,6 +1623,8 @@ async def test_attempts_in_flight_are_those_that_are_under_way() -> None:
         with pytest.raises(UpstreamBusy):
             await relay(make_counted())
         assert relay.counted.by("upstream", "millrace_upstream_inflight") == {"up/mill": 1}
+        await relay.has_sent.wait()
+        break_off.set()
         with pytest.raises(StreamInterrupted):
             await attempt
         assert relay.counted.by("upstream", "millrace_upstream_inflight") == {}
