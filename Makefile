@@ -2,10 +2,12 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: run test lint format bench soak lock clean
+.PHONY: run test lint format bench bench-peers soak lock clean
 
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
+LITELLM := 1.106.2
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -27,8 +29,13 @@ format: $(VENV)/.developed
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format .
 
+# Ten minutes; ARGS="--quick" takes two, ARGS="--only relay,short" measures some of it, ARGS=--help tells the rest.
 bench: $(VENV)/.developed
-	$(BIN)/python -m tests.benchmarks.relay $(ARGS)
+	@$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+
+# LiteLLM beside it, out of an environment of its own.
+bench-peers: $(VENV)/.developed $(PEERS)/.litellm-$(LITELLM)
+	@$(BIN)/python -m tests.benchmarks.bench --peers $(PEERS) $(ARGS)
 
 # A quarter of an hour of faults, departures and reloads, after which nothing may have grown.
 soak: $(VENV)/.developed
@@ -46,7 +53,7 @@ lock: $(VENV)/.installed
 		-o deploy/build.lock
 
 clean:
-	rm -rf $(VENV) tests/sdk/node_modules deploy/examples/react/node_modules
+	rm -rf $(VENV) $(PEERS) tests/sdk/node_modules deploy/examples/react/node_modules
 
 $(VENV)/bin/python:
 	@[ -n "$(PYTHON)" ] || { echo "millrace needs Python 3.11 or newer" >&2; exit 1; }
@@ -61,6 +68,12 @@ $(VENV)/.installed: $(VENV)/bin/python requirements.lock pyproject.toml
 
 $(VENV)/.developed: $(VENV)/.installed requirements-dev.lock
 	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(PEERS)/.litellm-$(LITELLM): $(VENV)/bin/python
+	@echo "installing LiteLLM $(LITELLM) into $(PEERS) ..."
+	@rm -rf $(PEERS) && $(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check --quiet install 'litellm[proxy]==$(LITELLM)'
 	@touch $@
 
 # What the tests use beside Python: Chromium and Firefox for the page, Node.js for the SDKs written for it, Prometheus for
