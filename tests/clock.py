@@ -25,3 +25,22 @@ class Clock:
         self.advance(seconds)
         for _ in range(TURNS):
             await asyncio.sleep(0)
+
+
+class IdleClock:
+    """A clock that moves only when its event loop has nothing to do but wait, and then to when that wait is over.
+
+    For what waits for timers alone: each runs out by itself and in its order, however slow the machine is, and at once.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, loop: asyncio.SelectorEventLoop) -> None:
+        self.now_s = time.monotonic()
+        self._select = loop._selector.select  # type: ignore[attr-defined]  # what an event loop waits with
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(loop._selector, "select", self._pass_by)  # type: ignore[attr-defined]  # the same
+
+    def _pass_by(self, timeout_s: float | None) -> object:
+        ready = self._select(0 if timeout_s else timeout_s)
+        if timeout_s and not ready:
+            self.now_s += timeout_s + 1e-6
+        return ready

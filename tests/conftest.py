@@ -1,5 +1,6 @@
 """What tests of more than one part share: a running gateway whose providers are the simulator."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from gateway.app import Gateway
 from gateway.config import Kind, parse_config
 from gateway.simulator import Script, Simulator
 from tests.browser import running_browser
-from tests.clock import Clock
+from tests.clock import Clock, IdleClock
 from tests.firefox import running_firefox
 from tests.otlp import Collector
 
@@ -101,6 +102,14 @@ async def make_gateway() -> AsyncIterator[MakeGateway]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock, which can be put forward. Name it before the fixtures that run in the loop: it is set back last."""
     return Clock(monkeypatch)
+
+
+@pytest.fixture
+async def idle_clock(monkeypatch: pytest.MonkeyPatch) -> IdleClock:
+    """The clock, which moves on when everybody waits: for tests without a socket or a thread."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, asyncio.SelectorEventLoop)
+    return IdleClock(monkeypatch, loop)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
+from tests.eventually import eventually
+
 Step: TypeAlias = bytes | float | asyncio.Event | Literal["stall", "fin", "rst"]
 Script: TypeAlias = Sequence[Step]
 
@@ -82,6 +84,17 @@ class Received:
     connection: int
     bytes_sent: int = 0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def rest(self) -> int:
+        """Return how many bytes were sent, as soon as no more are."""
+        seen = [-2, -1]
+
+        def look() -> bool:
+            seen.append(self.bytes_sent)
+            return seen[-1] == seen[-2] == seen[-3]
+
+        await eventually(look, every_s=0.1)
+        return self.bytes_sent
 
     @property
     def headers(self) -> dict[str, str]:

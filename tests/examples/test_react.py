@@ -114,7 +114,7 @@ async def chatting(folder: Path, running: Running, open_tab: Open) -> AsyncItera
 
 async def test_the_answer_grows_until_it_is_whole(make_gateway: MakeGateway, built: Path, open_tab: Open) -> None:
     """Each chunk is appended as it comes, and a letter that was cut is one letter."""
-    running = await make_gateway("openai", default=STEADY)
+    running = await make_gateway("openai", default=replace(STEADY, interval_s=0.02))
     async with chatting(built, running, open_tab) as page:
         lengths = [await page.wait_for(f"{TEXT}.length")]
         while await page.evaluate(STATUS) != "done":

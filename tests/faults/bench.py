@@ -38,8 +38,8 @@ NEXT_EXACT: Final = ("vllm", "mistral", "anthropic", "google")
 NEXT_ANCHORED: Final = ("openai", "meta", "claude")
 """The second targets, in the order in which rows get them."""
 
-HASTY: Final = {"ttft_timeout_s": 1.2, "stall_timeout_s": 1.2}
-DEADLINE: Final = {"total_timeout_s": 6.0}
+HASTY: Final = {"ttft_timeout_s": 2.5, "stall_timeout_s": 2.5}
+DEADLINE: Final = {"total_timeout_s": 12.0}
 """The only limit of an answer in one piece, where it is asked for so, or while nothing of it has come."""
 _PLACE: Final = "127.0.0.1"
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import threading
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from gateway.telemetry.collector import SlabCollector
 from gateway.telemetry.live import LiveTable
 from gateway.telemetry.meters import Meters
 from gateway.telemetry.slab import Slab
+from tests.eventually import eventually
 from tests.exposition import OPENMETRICS, Exposition
 from tests.raw_client import Answer, connected, exchange, request
 
@@ -29,13 +29,16 @@ class Counting:
 
     inner: SlabCollector
     threads: list[int] = field(default_factory=list)
-    pause_s: float = 0.0
+    gate: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     def render(self, accept: str) -> tuple[bytes, str]:
         """Return the answer."""
         self.threads.append(threading.get_ident())
-        time.sleep(self.pause_s)
+        assert self.gate.wait(30)
         if self.error is not None:
             raise self.error
         return self.inner.render(accept)
@@ -129,14 +132,20 @@ async def test_metrics_are_packed_for_who_can_unpack_them(serving: Serving) -> N
     assert read.total("millrace_requests_started_total") == 1
 
 
+async def _turns() -> None:
+    """Let what was asked be read."""
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
 async def test_the_answer_is_made_beside_the_loop_and_once_for_all_who_wait(serving: Serving) -> None:
     """Streams go on meanwhile; who asks later gets a later one."""
-    serving.collector.pause_s = 0.5
+    serving.collector.gate.clear()
     scrapes = asyncio.gather(*(serving.get("/metrics") for _ in range(5)))
-    for _ in range(10):
-        await asyncio.sleep(0.01)
-    assert serving.collector.threads
+    await eventually(lambda: serving.collector.threads)
+    await _turns()
     assert not scrapes.done()
+    serving.collector.gate.set()
     assert {found.status for found in await scrapes} == {200}
     assert len(serving.collector.threads) == 1
     assert threading.get_ident() not in serving.collector.threads
@@ -146,13 +155,15 @@ async def test_the_answer_is_made_beside_the_loop_and_once_for_all_who_wait(serv
 
 async def test_who_leaves_takes_the_answer_from_nobody(serving: Serving) -> None:
     """A scraper that gave up is not the only one."""
-    serving.collector.pause_s = 0.3
+    serving.collector.gate.clear()
     async with connected(serving.url) as client:
         await client.send(request("/metrics", method="GET"))
-        await asyncio.sleep(0.1)
+        await eventually(lambda: serving.collector.threads)
         other = asyncio.ensure_future(serving.get("/metrics"))
-        await asyncio.sleep(0.05)
+        await _turns()
         client.abort()
+        await _turns()
+        serving.collector.gate.set()
         assert (await other).status == 200
     assert len(serving.collector.threads) == 1
 

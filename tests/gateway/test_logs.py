@@ -582,7 +582,7 @@ def fill(writer: LogWriter) -> None:
     """Log until the pipe is full and the thread waits for it, with a batch in its hand."""
     for _ in range(81):
         writer.info(b"x" * 99 + b"\n")
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 30
     while writer._waiting_bytes > 100 and time.monotonic() < end_s:
         time.sleep(0.01)
     assert writer._waiting_bytes == 100
@@ -605,7 +605,7 @@ def test_a_pipe_that_nobody_reads_keeps_nobody_waiting(pipe: Pipe) -> None:
     begin_s = time.perf_counter()
     for number in range(10_000):
         writer.info(line("info", number))
-    assert time.perf_counter() - begin_s < 2
+    assert time.perf_counter() - begin_s < 10
     assert not writer.flush(0.05)
     close = pipe.read()
     assert writer.flush(10)
@@ -791,7 +791,7 @@ def test_the_end_does_not_wait_for_ever(pipe: Pipe) -> None:
     )
     _, err = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert 0.9 < time.monotonic() - float(err) < 5
+    assert 0.9 < time.monotonic() - float(err) < 20
 
 
 def test_a_forked_process_has_a_log_of_its_own() -> None:

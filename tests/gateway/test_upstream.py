@@ -54,7 +54,6 @@ from tests.scripted_upstream import (
     ROLE,
     STREAM,
     Certificate,
-    Received,
     Script,
     ScriptedUpstream,
     answer,
@@ -783,24 +782,10 @@ async def test_a_paused_client_stops_the_reading_from_the_provider_and_loses_not
         attempt = asyncio.ensure_future(relay(make_call(flow=flow)))
         received = await server.request()
         await eventually(lambda: flow.is_paused)
-        assert await _resting(received) < 3_000_000, (
-            "most of it is in the kernel's buffers, whose size the kernel chooses"
-        )
+        assert await received.rest() < 3_000_000, "most of it is in the kernel's buffers, whose size the kernel chooses"
         flow.go_on()
         await attempt
     assert relay.text == "".join(many)
-
-
-async def _resting(received: Received) -> int:
-    """Return how many bytes were sent when no more are."""
-    seen = [-2, -1]
-
-    def look() -> bool:
-        seen.append(received.bytes_sent)
-        return len(set(seen[-3:])) == 1
-
-    await eventually(look, every_s=0.1)
-    return received.bytes_sent
 
 
 async def test_a_provider_is_not_blamed_for_a_client_that_reads_slowly(clock: Clock) -> None:
@@ -1445,7 +1430,8 @@ async def test_a_provider_that_only_pings_is_as_late_as_one_that_is_silent(
         with pytest.raises(UpstreamError) as caught:
             await asyncio.wait_for(relay(call), TIMEOUT_S)
         assert asyncio.get_running_loop().time() - began_at_s > 0.15
-        await asyncio.wait_for(server.requests[0].gone.wait(), GONE_S)
+        for received in server.requests:  # where the machine stood still there is none
+            await asyncio.wait_for(received.gone.wait(), GONE_S)
     if has_text:
         assert isinstance(caught.value, StreamInterrupted)
         assert caught.value.code == "stall_timeout"

@@ -5,8 +5,9 @@ import pytest
 
 from gateway.core.call import OpenFlow
 from gateway.watch import Limit, Limits, Watch
+from tests.clock import Clock
 
-LIMITS = Limits(ttft_timeout_s=0.2, stall_timeout_s=0.1, total_timeout_s=0.6)
+LIMITS = Limits(ttft_timeout_s=200, stall_timeout_s=100, total_timeout_s=600)
 
 
 class PausedFlow(OpenFlow):
@@ -15,14 +16,16 @@ class PausedFlow(OpenFlow):
     is_paused = True
 
 
-async def run(*gaps_s: float, limits: Limits = LIMITS, is_stream: bool = True) -> tuple[Limit | None, int]:
+async def run(
+    clock: Clock, *gaps_s: float, limits: Limits = LIMITS, is_stream: bool = True
+) -> tuple[Limit | None, int]:
     """Make progress after each of the gaps; returns the limit that ran out, if any, and the progress made by then."""
     watch = Watch(limits, is_stream=is_stream, flow=OpenFlow())
     token_count = 0
     try:
         async with watch:
             for gap_s in gaps_s:
-                await asyncio.sleep(gap_s)
+                await clock.pass_by(gap_s)
                 watch.note_progress(time.monotonic())
                 token_count += 1
     except TimeoutError:
@@ -34,57 +37,59 @@ async def run(*gaps_s: float, limits: Limits = LIMITS, is_stream: bool = True) -
     ("gaps_s", "expired", "token_count"),
     [
         ((), None, 0),
-        ((0.02,), None, 1),
-        ((0.15, 0.05, 0.05, 0.05), None, 4),
-        ((0.4,), "ttft", 0),
-        ((0.02, 0.3), "stall", 1),
+        ((20,), None, 1),
+        ((150, 50, 50, 50), None, 4),
+        ((400,), "ttft", 0),
+        ((20, 300), "stall", 1),
     ],
 )
 async def test_the_limit_that_runs_out_first_ends_the_body_and_is_named(
-    gaps_s: tuple[float, ...], expired: Limit | None, token_count: int
+    gaps_s: tuple[float, ...], expired: Limit | None, token_count: int, clock: Clock
 ) -> None:
     """First token, token to token, and the whole each have their own limit."""
-    found, count = await run(*gaps_s)
+    found, count = await run(clock, *gaps_s)
     assert found == expired
     assert count == token_count
 
 
-async def test_a_lively_body_that_takes_too_long_is_ended_by_the_total() -> None:
+async def test_a_lively_body_that_takes_too_long_is_ended_by_the_total(clock: Clock) -> None:
     """Progress does not move it."""
-    expired, count = await run(*([0.05] * 100))
+    expired, count = await run(clock, *([50] * 100))
     assert expired == "total"
-    assert count > 3
+    assert 9 <= count <= 11
 
 
-async def test_a_stall_is_noticed_when_it_is_due_however_long_the_first_token_might_have_taken() -> None:
+async def test_a_stall_is_noticed_when_it_is_due_however_long_the_first_token_might_have_taken(clock: Clock) -> None:
     """A patient limit on the first token does not delay the one between tokens."""
-    limits = Limits(ttft_timeout_s=60, stall_timeout_s=0.1)
-    async with asyncio.timeout(2):
-        assert await run(0.03, 0.03, 30, limits=limits) == ("stall", 2)
+    limits = Limits(ttft_timeout_s=60_000, stall_timeout_s=100)
+    assert await run(clock, 30, 30, 130, limits=limits) == ("stall", 2)
 
 
-async def test_a_total_before_the_first_token_is_named_total() -> None:
+async def test_a_total_before_the_first_token_is_named_total(clock: Clock) -> None:
     """The shorter of the two counts."""
-    limits = Limits(ttft_timeout_s=5, total_timeout_s=0.1)
-    assert (await run(1.0, limits=limits))[0] == "total"
+    limits = Limits(ttft_timeout_s=500, total_timeout_s=100)
+    assert (await run(clock, 130, limits=limits))[0] == "total"
 
 
 @pytest.mark.parametrize("is_stream", [True, False])
-async def test_the_total_counts_from_when_the_client_asked(*, is_stream: bool) -> None:
+async def test_the_total_counts_from_when_the_client_asked(clock: Clock, *, is_stream: bool) -> None:
     """Attempts before have used some of it; the other limits are each attempt's own."""
-    loop = asyncio.get_running_loop()
-    began_at_s = loop.time()
-    limits = Limits(ttft_timeout_s=1, total_timeout_s=0.6)
-    watch = Watch(limits, is_stream=is_stream, flow=OpenFlow(), asked_at_s=began_at_s - 0.4)
+    limits = Limits(ttft_timeout_s=1000, total_timeout_s=600)
+    asked_at_s = asyncio.get_running_loop().time() - 400
+    watch = Watch(limits, is_stream=is_stream, flow=OpenFlow(), asked_at_s=asked_at_s)
+    passed_s = 0
 
     async def body() -> None:
+        nonlocal passed_s
         async with watch:
-            await asyncio.sleep(5)
+            for _ in range(10):
+                await clock.pass_by(40)
+                passed_s += 40
 
     with pytest.raises(TimeoutError):
         await body()
     assert watch.expired == "total"
-    assert 0.19 <= loop.time() - began_at_s < 0.5
+    assert passed_s == 160, "the limit ran out behind that"
 
 
 async def test_a_body_for_which_no_time_is_left_is_not_begun() -> None:
@@ -99,34 +104,37 @@ async def test_a_body_for_which_no_time_is_left_is_not_begun() -> None:
     await asyncio.sleep(0.01)
 
 
-async def test_an_answer_wanted_whole_has_only_a_total() -> None:
+async def test_an_answer_wanted_whole_has_only_a_total(clock: Clock) -> None:
     """It has no tokens to be late with."""
-    assert await run(0.4, is_stream=False) == (None, 1)
-    assert (await run(2.0, is_stream=False, limits=Limits(total_timeout_s=0.2)))[0] == "total"
+    assert await run(clock, 400, is_stream=False) == (None, 1)
+    assert (await run(clock, 800, is_stream=False))[0] == "total"
 
 
-async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole() -> None:
+async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole(clock: Clock) -> None:
     """A provider that is not read from is not late; an answer that takes too long is."""
     watch = Watch(LIMITS, is_stream=True, flow=PausedFlow())
-    began_at_s = asyncio.get_running_loop().time()
+    passed_s = 0
 
     async def body() -> None:
+        nonlocal passed_s
         async with watch:
             watch.note_progress(time.monotonic())
-            await asyncio.sleep(5)
+            for _ in range(10):
+                await clock.pass_by(80)
+                passed_s += 80
 
     with pytest.raises(TimeoutError):
         await body()
     assert watch.expired == "total"
-    assert asyncio.get_running_loop().time() - began_at_s >= LIMITS.total_timeout_s
+    assert passed_s == 560, "the limit ran out behind that"
 
 
-async def test_a_body_that_ends_in_time_leaves_no_timer() -> None:
+async def test_a_body_that_ends_in_time_leaves_no_timer(clock: Clock) -> None:
     """What ran out afterwards concerns nobody."""
     watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
     async with watch:
         pass
-    await asyncio.sleep(0.3)
+    await clock.pass_by(700)
     assert watch.expired is None
 
 
@@ -164,4 +172,4 @@ async def test_behind_a_pause_the_time_since_the_last_token_begins_anew() -> Non
     watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
     watch.note_progress(time.monotonic() - 100)
     watch.note_pause()
-    assert 0 <= watch.note_progress(time.monotonic()) < 1
+    assert 0 <= watch.note_progress(time.monotonic()) < 50

@@ -188,6 +188,7 @@ async def test_a_client_that_is_gone_ends_the_attempt_at_once(name: str) -> None
     assert (taken, len(endpoint.calls)) == (ANSWER[0], 1)
 
 
+@pytest.mark.usefixtures("idle_clock")
 @pytest.mark.parametrize("script", [[HANG], [ANSWER[0], HANG]])
 async def test_a_cancelled_call_lets_go_of_its_provider(chain: Chain, script: list[list[Event] | str]) -> None:
     """Before the first token and after it, and it is cancelled, not failed."""

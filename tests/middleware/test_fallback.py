@@ -53,6 +53,8 @@ from middleware.resume import Resume
 from tests.exposition import Exposition
 from tests.middleware.scripted_endpoint import ANSWER, HANG, START, Recorder, ScriptedEndpoint, Step, ignore
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 A, B, C = Target("openai", "a"), Target("anthropic", "b"), Target("llama", "c")
 TEXT = "The mill stands by the river, and its wheel has turned for three hundred years."
 FIRST, LAST = TEXT[:60], TEXT[60:]

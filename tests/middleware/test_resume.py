@@ -46,6 +46,8 @@ from gateway.pipeline import Send
 from middleware.resume import MAX_IDLE_HOPS, MAX_WAIT_S, RESUME_PRICE, RETRY_PRICE, Resume
 from tests.middleware.scripted_endpoint import ANSWER, START, Recorder, ScriptedEndpoint, Step, ignore
 
+pytestmark = pytest.mark.usefixtures("idle_clock")
+
 A, B = Target("openai", "gpt"), Target("anthropic", "claude")
 CALL = Call(request_id="t")
 TEXT = "The mill stands by the river, and its wheel has turned for three hundred years."

@@ -8,6 +8,8 @@ from tests.sdk.truth import scene_of, text_of
 
 QUESTION: Final = "What does a mill race do – in naïve words? 🐟"
 STEADY: Final = Script(first_token_s=0.1, interval_s=0.006, token_count=150)
+GROWING: Final = replace(STEADY, interval_s=0.02)
+"""Slow enough that it is seen to grow where the machine stands still for a while."""
 ENDLESS: Final = replace(STEADY, token_count=5000)
 ANSWER: Final = text_of(scene_of(("user", QUESTION), script=STEADY).answers[0])
 

@@ -16,6 +16,7 @@ from tests.gateway.page.playground import (
     CHOOSE_FAULT,
     DRAWN,
     ENDLESS,
+    GROWING,
     IS_READY,
     IS_RESTING,
     PROBLEM,
@@ -48,7 +49,7 @@ async def begin(page: FirefoxPage, running: Running) -> None:
 
 async def test_the_answer_grows_while_it_is_made(make_gateway: MakeGateway, page: FirefoxPage) -> None:
     """Piece by piece until it is whole; nothing is complained of, the policy for scripts included."""
-    running = await make_gateway("openai", default=STEADY)
+    running = await make_gateway("openai", default=GROWING)
     await begin(page, running)
     lengths = [await page.wait_for(ANSWER_LENGTH)]
     while not await page.evaluate(IS_RESTING):
@@ -127,7 +128,7 @@ async def test_a_slow_connection_still_shows_the_answer_grow(make_gateway: MakeG
 
 async def test_streams_in_flight_are_bars_that_move(make_gateway: MakeGateway, page: FirefoxPage) -> None:
     """The live view, of a stream that the playground in another tab has begun."""
-    running = await make_gateway("openai", default=replace(QUICK, interval_s=0.01, token_count=5000))
+    running = await make_gateway("openai", default=replace(QUICK, interval_s=0.1, token_count=5000))
     await begin(page, running)
     await page.wait_for(f"{ANSWER_LENGTH} > 0")
     view = await page.tell("browsingContext.create", type="tab")

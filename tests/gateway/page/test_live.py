@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -52,7 +53,7 @@ async def leave(task: asyncio.Task[bytes]) -> None:
 
 async def test_streams_in_flight_are_bars_that_move_until_they_end(make_gateway: MakeGateway, page: Page) -> None:
     """Then they are among those that have ended, with how."""
-    running = await make_gateway("openai", default=ENDLESS)
+    running = await make_gateway("openai", default=replace(ENDLESS, interval_s=0.1))
     await page.open(running.admin_url)
     await page.wait_for("document.querySelector('#status').textContent === 'Ready'")
     assert await page.evaluate("document.querySelector('#calm').checkVisibility()")

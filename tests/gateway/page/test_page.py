@@ -20,6 +20,7 @@ from tests.gateway.page.playground import (
     DRAWN,
     ENDLESS,
     FACTS,
+    GROWING,
     IS_READY,
     IS_RESTING,
     PROBLEM,
@@ -65,7 +66,7 @@ async def page(chromium: str) -> AsyncIterator[Page]:
 
 async def test_the_answer_grows_while_it_is_made(make_gateway: MakeGateway, page: Page) -> None:
     """A person types, presses Enter, and sees the answer come piece by piece until it is whole, and how fast."""
-    running = await make_gateway("openai", default=STEADY)
+    running = await make_gateway("openai", default=GROWING)
     await _begin(page, running, "Enter")
     lengths = await _watch(page, ANSWER_LENGTH, IS_RESTING)
     assert await page.evaluate(ANSWER_TEXT) == ANSWER
@@ -95,7 +96,7 @@ async def test_stop_ends_the_answer_at_the_provider_too(make_gateway: MakeGatewa
     stopped_at_s = time.monotonic()
     await page.click("#stop")
     await page.wait_for(IS_RESTING)
-    assert (await _end_of_last(running) - stopped_at_s) < 5
+    assert (await _end_of_last(running) - stopped_at_s) < 20
     assert running.simulator.requests[-1].outcome == "client_gone"
     said = await page.evaluate(ANSWER_TEXT)
     assert text_of(scene_of(("user", QUESTION), script=ENDLESS).answers[0]).startswith(said)
@@ -110,7 +111,7 @@ async def test_closing_the_tab_ends_the_answer_at_the_provider_too(make_gateway:
     await page.wait_for(f"{ANSWER_LENGTH} > 20")
     closed_at_s = time.monotonic()
     await page.close()
-    assert (await _end_of_last(running) - closed_at_s) < 5
+    assert (await _end_of_last(running) - closed_at_s) < 20
     assert running.simulator.requests[-1].outcome == "client_gone"
 
 
@@ -279,7 +280,7 @@ async def test_a_tab_in_the_background_keeps_up(make_gateway: MakeGateway, page:
 
 async def test_a_slow_connection_still_shows_the_answer_grow(make_gateway: MakeGateway, page: Page) -> None:
     """At 50 kB/s, 300 ms away, it is drawn in many small steps and not in a few great ones."""
-    running = await make_gateway("openai", default=STEADY)
+    running = await make_gateway("openai", default=replace(STEADY, interval_s=0.03))
     await page.open(running.url)
     await page.wait_for(IS_READY)
     await page.tell("Network.enable")
@@ -372,7 +373,7 @@ async def test_the_page_fits_its_window(make_gateway: MakeGateway, page: Page, s
 
 async def test_a_page_without_any_library_shows_the_answer_as_it_grows(make_gateway: MakeGateway, page: Page) -> None:
     """``fetch``, ``getReader`` and ``TextDecoder`` are enough; the body is JSON that no header announces."""
-    running = await make_gateway("anthropic", default=STEADY)
+    running = await make_gateway("anthropic", default=GROWING)
     await page.open(f"{running.url}/v1/models")
     await page.evaluate(READER % json.dumps(QUESTION))
     lengths = await _watch(page, "document.body.textContent.length", "document.title !== ''")

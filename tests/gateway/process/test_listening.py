@@ -1,6 +1,7 @@
 import asyncio
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, closing
 
@@ -121,12 +122,14 @@ async def test_without_descriptors_it_pauses_and_goes_on_when_there_are_some(mon
             resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno(), limits[1]))
             try:
                 with capture_logs() as logs:
+                    began_at_s = time.monotonic()
                     for _ in range(20):
                         await asyncio.sleep(0.01)
+                    took_s = time.monotonic() - began_at_s
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             client.settimeout(30)
             assert await asyncio.to_thread(client.recv, 10) == b"hello"
     assert {line["event"] for line in logs} == {"gateway.cannot_accept"}
     assert logs[0]["reason"] == "too many open files"
-    assert len(logs) <= 5
+    assert len(logs) <= 2 + took_s / listening.PAUSE_S

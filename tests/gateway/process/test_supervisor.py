@@ -102,8 +102,8 @@ async def supervising(text: str = "", **server: Any) -> AsyncIterator[Running]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a worker hang for less than ten seconds."""
-    monkeypatch.setattr(module, "TICK_S", 0.1)
+    """Let a worker hang for a fifth of the time."""
+    monkeypatch.setattr(module, "TICK_S", 0.2)
     monkeypatch.setattr(module, "ASK_S", 0.3)
 
 

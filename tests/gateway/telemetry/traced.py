@@ -28,8 +28,8 @@ PEERS = {
     "openai": Peer.of(kind="openai", base_url="https://api.openai.com/v1"),
     "claude": Peer.of(kind="anthropic", base_url="http://127.0.0.1:9000"),
 }
-QUICK = Pace(interval_s=0.01, pause_s=0.0, breath_s=0.0, timeout_s=0.5)
-PATIENT = Pace(interval_s=60.0, timeout_s=0.5)
+QUICK = Pace(interval_s=0.01, pause_s=0.0, breath_s=0.0, timeout_s=30)
+PATIENT = Pace(interval_s=60.0, timeout_s=30)
 """Sends nothing before it is shut down."""
 
 
