@@ -20,15 +20,17 @@ of them cost has a line of its own, in the ledger's log.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Generic, TypeVar
 
 import structlog
 from msgspec import structs
 
-from gateway.core.call import Call, Flow, Target
+from gateway.core.call import Call, Flow, Route, Target
 from gateway.core.errors import (
     ClientError,
     ClientGone,
@@ -46,7 +48,7 @@ from gateway.core.errors import (
 )
 from gateway.core.events import Event
 from gateway.core.ledger import Settlement
-from gateway.core.meters import Histogram, upstream_label
+from gateway.core.meters import OTHER, Counter, Gauge, Histogram, Meters, upstream_label
 from gateway.core.progress import Objective, Phase, Progress
 from gateway.pipeline import DRAINED, HEDGE_LOST, Next, Send, Telemetry
 
@@ -62,12 +64,16 @@ _UNJUDGED = frozenset({"client_aborted", "rejected"})
 """Outcomes that say nothing about how good the gateway and its providers are."""
 
 
+_NO_VERDICT: Mapping[Objective, bool] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Observe:
     """Logs and counts how every call ends."""
 
     _telemetry: Telemetry = field(default=Telemetry(), repr=False, compare=False)
     _clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+    _models: dict[str, _Model] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def instrumented(self, telemetry: Telemetry) -> Observe:
         """Return one that counts in ``telemetry``."""
@@ -76,7 +82,7 @@ class Observe:
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
         """Hand the call on and watch what comes back."""
         clock = self._clock
-        observed = _Observed(call, self._telemetry, clock)
+        observed = _Observed(call, self._telemetry, self._model(call.route), clock)
         add = observed.progress.add
 
         def watch(events: Sequence[Event]) -> None:
@@ -90,27 +96,129 @@ class Observe:
             raise
         observed.end(None)
 
+    def _model(self, route: Route) -> _Model:
+        """Return what is counted of a model; there are as many as the configuration names, and one for all others."""
+        model = self._models.get(route.name)
+        if model is None or (model.targets != route.targets and route.name != OTHER):
+            model = self._models[route.name] = _Model(self._telemetry.meters, route)
+        return model
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _Kept(dict[K, V], Generic[K, V]):
+    """What was bound by now. Each child is asked for when it is first needed, and found in one step from then on."""
+
+    __slots__ = ("_bind",)
+
+    def __init__(self, bind: Callable[[K], V]) -> None:
+        super().__init__()
+        self._bind = bind
+
+    def __missing__(self, key: K) -> V:
+        found = self[key] = self._bind(key)
+        return found
+
+
+class _Upstream:
+    """What is counted of one model at one upstream, which is called by its label."""
+
+    __slots__ = ("attempts", "counters", "histograms", "label", "usage")
+
+    def __init__(self, meters: Meters, model: str, label: str) -> None:
+        self.label = label
+        self.attempts: _Kept[tuple[str, str], Counter] = _Kept(
+            lambda ended: meters.counter("millrace_upstream_attempts_total", label, model, *ended)
+        )
+        self.usage: _Kept[str, Counter] = _Kept(lambda source: meters.counter("millrace_usage_total", label, source))
+        self.counters: _Kept[str, Counter] = _Kept(lambda name: meters.counter(name, model, label))
+        self.histograms: _Kept[str, Histogram] = _Kept(lambda name: meters.histogram(name, model, label))
+
+
+class _Model:
+    """What is counted of one model. Its upstreams are as many as labels can name."""
+
+    __slots__ = (
+        "_known", "_upstreams", "active", "durations", "ends", "finishes", "histograms", "name", "started", "targets",
+        "verdicts",
+    )  # fmt: skip
+
+    def __init__(self, meters: Meters, route: Route) -> None:
+        name = self.name = route.name
+        self.targets = route.targets
+        self.started: _Kept[str, Counter] = _Kept(
+            lambda endpoint: meters.counter("millrace_requests_started_total", endpoint, name)
+        )
+        self.active: _Kept[Phase, Gauge] = _Kept(lambda phase: meters.gauge("millrace_streams_active", name, phase))
+        self.ends: _Kept[tuple[str, str, str], Counter] = _Kept(
+            lambda ended: meters.counter("millrace_requests_total", ended[0], name, *ended[1:])
+        )
+        self.durations: _Kept[tuple[str, str], Histogram] = _Kept(
+            lambda kind: meters.histogram("millrace_request_duration_seconds", kind[0], name, kind[1])
+        )
+        self.finishes: _Kept[str, Counter] = _Kept(
+            lambda reason: meters.counter("millrace_finish_reasons_total", name, reason)
+        )
+        self.histograms: _Kept[str, Histogram] = _Kept(lambda family: meters.histogram(family, name))
+        self.verdicts: _Kept[tuple[Objective, bool], Counter] = _Kept(
+            lambda met: meters.counter("millrace_slo_streams_total", name, met[0], "true" if met[1] else "false")
+        )
+        self._upstreams: _Kept[str, _Upstream] = _Kept(lambda label: _Upstream(meters, name, label))
+        self._known: dict[Target | str, _Upstream] = {}
+        if name != OTHER:
+            for target in route.targets:
+                self._known[target] = self._known[str(target)] = self._upstreams[str(target)]
+
+    def upstream(self, route: Route, target: Target | str) -> _Upstream:
+        """Return what is counted at a target, or at the ``provider/model`` that an event names."""
+        return self._known.get(target) or self._upstreams[upstream_label(route, target)]
+
 
 class _Observed:
     """One call: the ledger of its attempts, what the table of live streams shows, and what is told of it at its end."""
 
-    def __init__(self, call: Call, telemetry: Telemetry, clock: Callable[[], float]) -> None:
+    __slots__ = (
+        "_clock",
+        "_delivered_tokens",
+        "_ended_at_s",
+        "_endpoint",
+        "_flow",
+        "_heard_count",
+        "_is_stream",
+        "_ledger",
+        "_live",
+        "_meters",
+        "_model",
+        "_outcome",
+        "_request_id",
+        "_route",
+        "_settled_count",
+        "_spoke_at_s",
+        "_started_at_s",
+        "_trace",
+        "_wasted_tokens",
+        "progress",
+    )
+
+    def __init__(self, call: Call, telemetry: Telemetry, model: _Model, clock: Callable[[], float]) -> None:
+        trace = call.trace
         self._request_id = call.request_id
         self._endpoint = call.endpoint
         self._route = call.route
-        self._model = call.route.name
+        self._model = model
         self._is_stream = call.stream
         self._ledger = call.ledger
         self._meters = telemetry.meters
         self._live = telemetry.live
-        self._trace = call.trace
-        self._exemplar = call.trace.exemplar_trace_id
+        self._trace = trace
         self._flow = call.flow
         self._clock = clock
         self._started_at_s: float | None = None
         self._spoke_at_s: float | None = None
         self._settled_count = 0
-        self._delivered_tokens: list[int] = []
+        self._delivered_tokens: Sequence[int] = ()
         self._wasted_tokens = 0
         self._heard_count = 0
         self._outcome = ""
@@ -120,10 +228,10 @@ class _Observed:
             telemetry.slo,
             choice_count=call.choice_count,
             note_phase=self._move,
-            note=call.trace.note,
+            note=trace.note,
         )
-        self._meters.counter("millrace_requests_started_total", self._endpoint, self._model).inc()
-        self._count_active(self.progress.phase, 1)
+        model.started[call.endpoint].inc()
+        model.active["prefill"].inc(1)
         self._live.begin(self)
 
     def watched(self, call: Call) -> Call:
@@ -138,22 +246,23 @@ class _Observed:
 
     def shown(self) -> Mapping[str, object]:
         """Return how the call goes now, or how it ended."""
-        progress = self.progress
-        has_ended = self._ended_at_s is not None
-        now_s = self._clock() if self._ended_at_s is None else self._ended_at_s
+        progress, ended_at_s = self.progress, self._ended_at_s
+        now_s = self._clock() if ended_at_s is None else ended_at_s
+        asked_at_s, tokens_per_s, ttft_s = progress.asked_at_s, progress.tokens_per_s, progress.ttft_s
+        idle_s = None if ended_at_s is not None else round(now_s - max(progress.last_at_s, asked_at_s), 6)
         return {
             "id": self._request_id,
             "endpoint": self._endpoint,
-            "model": self._model,
+            "model": self._model.name,
             "target": progress.last_target[:MAX_SHOWN_CHARACTERS] or None,
             "stream": self._is_stream,
             "phase": progress.phase,
             "tokens": progress.token_count,
-            "tokens_per_s": _rounded(progress.tokens_per_s, 3),
-            "ttft_s": _rounded(progress.ttft_s),
-            "idle_s": None if has_ended else _rounded(now_s - max(progress.last_at_s, progress.asked_at_s)),
-            "age_s": _rounded(now_s - progress.asked_at_s),
-            "attempts": self._settled_count if has_ended else progress.attempt_count,
+            "tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 3),
+            "ttft_s": None if ttft_s is None else round(ttft_s, 6),
+            "idle_s": idle_s,
+            "age_s": round(now_s - asked_at_s, 6),
+            "attempts": self._settled_count if ended_at_s is not None else progress.attempt_count,
             "outcome": self._outcome or None,
         }
 
@@ -162,11 +271,9 @@ class _Observed:
         self.progress.drain()
 
     def _move(self, before: Phase, phase: Phase) -> None:
-        self._count_active(before, -1)
-        self._count_active(phase, 1)
-
-    def _count_active(self, phase: Phase, amount: int) -> None:
-        self._meters.gauge("millrace_streams_active", self._model, phase).inc(amount)
+        active = self._model.active
+        active[before].inc(-1)
+        active[phase].inc(1)
 
     # --- the ledger of the call's attempts
 
@@ -178,13 +285,12 @@ class _Observed:
         """Count the attempt and its tokens, and pass it on."""
         self._settled_count += 1
         self._time(settlement)
-        if settlement.result == "failed":
+        result, error_type = settlement.result, settlement.error_type or ""
+        if result == "failed":
+            error_type = error_type or "_OTHER"
             self.progress.note_failed_attempt(settlement.started_at_s)
-        upstream = upstream_label(self._route, settlement.target)
-        error_type = settlement.error_type or ("_OTHER" if settlement.result == "failed" else "")
-        self._meters.counter(
-            "millrace_upstream_attempts_total", upstream, self._model, settlement.result, error_type
-        ).inc()
+        upstream = self._model.upstream(self._route, settlement.target)
+        upstream.attempts[result, error_type].inc()
         self._count_usage(settlement, upstream)
         self._trace.attempt(settlement)
         self._ledger.settle(settlement)
@@ -196,27 +302,29 @@ class _Observed:
         if self._spoke_at_s is None and settlement.is_delivered:
             self._spoke_at_s = settlement.first_token_at_s
 
-    def _count_usage(self, settlement: Settlement, upstream: str) -> None:
+    def _count_usage(self, settlement: Settlement, upstream: _Upstream) -> None:
         """Count what an attempt used; one that brought nothing has nothing to account for."""
-        usage, meters, model = settlement.usage, self._meters, self._model
+        usage = settlement.usage
         if usage is None:
             if settlement.first_token_at_s is not None or settlement.result == "completed":
-                meters.counter("millrace_usage_total", upstream, "missing").inc()
+                upstream.usage["missing"].inc()
             return
-        meters.counter("millrace_usage_total", upstream, "counted" if usage.is_estimated else "reported").inc()
-        for name, count in (
-            ("millrace_input_tokens_total", usage.input_tokens),
-            ("millrace_output_tokens_total", usage.output_tokens),
-            ("millrace_cache_read_input_tokens_total", usage.cached_input_tokens),
-            ("millrace_cache_write_input_tokens_total", usage.cache_write_input_tokens),
-            ("millrace_reasoning_output_tokens_total", usage.reasoning_tokens),
-        ):
-            if count:
-                meters.counter(name, model, upstream).inc(count)
+        upstream.usage["counted" if usage.is_estimated else "reported"].inc()
+        counters, output_tokens = upstream.counters, usage.output_tokens
+        if usage.input_tokens:
+            counters["millrace_input_tokens_total"].inc(usage.input_tokens)
+        if output_tokens:
+            counters["millrace_output_tokens_total"].inc(output_tokens)
+        if usage.cached_input_tokens:
+            counters["millrace_cache_read_input_tokens_total"].inc(usage.cached_input_tokens)
+        if usage.cache_write_input_tokens:
+            counters["millrace_cache_write_input_tokens_total"].inc(usage.cache_write_input_tokens)
+        if usage.reasoning_tokens:
+            counters["millrace_reasoning_output_tokens_total"].inc(usage.reasoning_tokens)
         if reason := self._waste_of(settlement):
-            self._waste(usage.output_tokens, upstream, reason)
+            self._waste(output_tokens, upstream, reason)
         elif settlement.is_delivered:
-            self._delivered_tokens.append(usage.output_tokens)
+            self._delivered_tokens = (*self._delivered_tokens, output_tokens)
 
     def _waste_of(self, settlement: Settlement) -> str:
         """Return why nobody has what an attempt generated; empty where somebody has, if only a part of it.
@@ -232,121 +340,144 @@ class _Observed:
         is_heard = settlement.is_delivered and (self._heard_count > before or not self._is_stream)
         return "" if is_heard or settlement.result != "failed" else "failed_attempt"
 
-    def _waste(self, tokens: int, upstream: str, reason: str) -> None:
+    def _waste(self, tokens: int, upstream: _Upstream, reason: str) -> None:
         if tokens > 0:
             self._wasted_tokens += tokens
-            self._meters.counter("millrace_tokens_wasted_total", self._model, upstream, reason).inc(tokens)
+            self._meters.counter("millrace_tokens_wasted_total", self._model.name, upstream.label, reason).inc(tokens)
 
     # --- its end
 
     def end(self, error: BaseException | None) -> None:
         """Tell what the call has come to: this is called once."""
-        progress, outcome = self.progress, outcome_of(error)
+        progress, outcome = self.progress, "completed" if error is None else outcome_of(error)
         self._ended_at_s = now_s = self._clock()
         self._outcome = outcome
-        is_complete = error is None
-        if isinstance(error, UpstreamError):
-            progress.pass_by(str(error.target or ""))
-        progress.end(
-            now_s,
-            is_complete=is_complete,
-            has_client=outcome != "client_aborted",
-            last_attempt=error.attempt if isinstance(error, UpstreamError) else 0 if outcome == "rejected" else None,
-        )
-        if is_complete:
+        if error is None:
+            progress.end(now_s, is_complete=True, has_client=True, last_attempt=None)
             self._count_overlap()
-        met = progress.judge(now_s, is_complete=is_complete) if self._is_stream and outcome not in _UNJUDGED else {}
-        self._count_active(progress.phase, -1)
-        self._count_end(error, now_s)
+        else:
+            self._end_progress(error, now_s)
+        met = _NO_VERDICT
+        if self._is_stream and outcome not in _UNJUDGED:
+            met = progress.judge(now_s, is_complete=error is None)
+        self._model.active[progress.phase].inc(-1)
+        self._count_end(now_s)
+        if error is not None:
+            self._count_error(error)
+        if progress.failovers or progress.seams:
+            self._count_failovers()
         if self._is_stream:
             self._count_stream(met)
         self._live.end(self, is_kept=outcome != "rejected")
         self._tell(error, met, now_s)
 
+    def _end_progress(self, error: BaseException, now_s: float) -> None:
+        """End the progress of a call that did not end whole."""
+        progress, outcome = self.progress, self._outcome
+        last_attempt = 0 if outcome == "rejected" else None
+        if isinstance(error, UpstreamError):
+            progress.pass_by(str(error.target or ""))
+            last_attempt = error.attempt
+        progress.end(now_s, is_complete=False, has_client=outcome != "client_aborted", last_attempt=last_attempt)
+
     def _count_overlap(self) -> None:
         """Count as wasted what several attempts generated of an answer, and what is not in it."""
         usage = self.progress.usage
-        if usage is not None and len(self._delivered_tokens) > 1:
-            upstream = upstream_label(self._route, self.progress.last_target)
+        if len(self._delivered_tokens) > 1 and usage is not None:
+            upstream = self._model.upstream(self._route, self.progress.last_target)
             self._waste(sum(self._delivered_tokens) - usage.output_tokens, upstream, "resume_overlap")
 
-    def _count_end(self, error: BaseException | None, now_s: float) -> None:
-        meters, model, endpoint, progress = self._meters, self._model, self._endpoint, self.progress
-        outcome, stream = self._outcome, "true" if self._is_stream else "false"
-        meters.counter("millrace_requests_total", endpoint, model, stream, outcome).inc()
-        duration = meters.histogram("millrace_request_duration_seconds", endpoint, model, stream)
-        duration.observe(now_s - progress.asked_at_s, self._exemplar)
-        if isinstance(error, ClientError):
-            meters.counter("millrace_rejected_total", _reason_of(error)).inc()
-        if outcome == "client_aborted":
-            meters.counter("millrace_client_aborts_total", endpoint, progress.phase).inc()
+    def _count_end(self, now_s: float) -> None:
+        model, endpoint, progress = self._model, self._endpoint, self.progress
+        stream = "true" if self._is_stream else "false"
+        model.ends[endpoint, stream, self._outcome].inc()
+        model.durations[endpoint, stream].observe(now_s - progress.asked_at_s, self._trace.exemplar_trace_id)
         for finish_reason in progress.finish_reasons.values():
-            meters.counter("millrace_finish_reasons_total", model, finish_reason).inc()
-        result = _result_of(outcome)
+            model.finishes[finish_reason].inc()
+
+    def _count_error(self, error: BaseException) -> None:
+        if isinstance(error, ClientError):
+            self._meters.counter("millrace_rejected_total", _reason_of(error)).inc()
+        if self._outcome == "client_aborted":
+            self._meters.counter("millrace_client_aborts_total", self._endpoint, self.progress.phase).inc()
+
+    def _count_failovers(self) -> None:
+        meters, model, progress, result = self._meters, self._model, self.progress, _result_of(self._outcome)
         for failed in progress.failovers.values():
-            upstream = upstream_label(self._route, failed.target)
+            upstream = model.upstream(self._route, failed.target).label
             phase = "mid_stream" if failed.has_delivered else "pre_first_token"
-            meters.counter("millrace_failovers_total", model, upstream, phase, result).inc()
+            meters.counter("millrace_failovers_total", model.name, upstream, phase, result).inc()
         for seam in progress.seams:
-            upstream = upstream_label(self._route, seam.from_target)
-            meters.counter("millrace_stream_resumes_total", model, upstream, result).inc()
+            upstream = model.upstream(self._route, seam.from_target).label
+            meters.counter("millrace_stream_resumes_total", model.name, upstream, result).inc()
 
     def _count_stream(self, met: Mapping[Objective, bool]) -> None:
         """Count how fast and how evenly a stream came; its target is the one that gave the first token."""
         meters, model, progress = self._meters, self._model, self.progress
-        upstream = upstream_label(self._route, progress.target)
+        histograms = model.upstream(self._route, progress.target).histograms
+        exemplar = self._trace.exemplar_trace_id
         if (ttft_s := progress.ttft_s) is not None:
-            meters.histogram("millrace_ttft_seconds", model, upstream).observe(ttft_s, self._exemplar)
+            histograms["millrace_ttft_seconds"].observe(ttft_s, exemplar)
         if (ttfc_s := progress.ttfc_s) is not None:
-            meters.histogram("millrace_time_to_first_content_seconds", model).observe(ttfc_s)
+            model.histograms["millrace_time_to_first_content_seconds"].observe(ttfc_s)
         if tpot_s := progress.tpot_s:
-            meters.histogram("millrace_tpot_seconds", model, upstream).observe(tpot_s)
-            meters.histogram("millrace_stream_tokens_per_second", model, upstream).observe(1 / tpot_s)
+            histograms["millrace_tpot_seconds"].observe(tpot_s)
+            histograms["millrace_stream_tokens_per_second"].observe(1 / tpot_s)
         if progress.max_gap_s:
-            meters.histogram("millrace_stream_max_gap_seconds", model, upstream).observe(
-                progress.max_gap_s, self._exemplar
-            )
+            histograms["millrace_stream_max_gap_seconds"].observe(progress.max_gap_s, exemplar)
         for stall in progress.stalls:
-            slow = upstream_label(self._route, stall.target)
-            meters.counter("millrace_stalls_total", model, slow, stall.phase, stall.resolution).inc()
-            meters.counter("millrace_stall_seconds_total", model, slow).inc(stall.length_s)
+            slow = model.upstream(self._route, stall.target).label
+            meters.counter("millrace_stalls_total", model.name, slow, stall.phase, stall.resolution).inc()
+            meters.counter("millrace_stall_seconds_total", model.name, slow).inc(stall.length_s)
         for loss in progress.losses:
-            meters.histogram("millrace_failover_lost_seconds", model, loss.phase).observe(loss.length_s)
-        for objective, is_met in met.items():
-            meters.counter("millrace_slo_streams_total", model, objective, "true" if is_met else "false").inc()
+            meters.histogram("millrace_failover_lost_seconds", model.name, loss.phase).observe(loss.length_s)
+        verdicts = model.verdicts
+        for verdict in met.items():
+            verdicts[verdict].inc()
 
     def _tell(self, error: BaseException | None, met: Mapping[Objective, bool], now_s: float) -> None:
-        """End the trace, and write the line."""
-        progress, told = self.progress, _told(error)
-        has_error = told is not None and self._outcome != "client_aborted"
-        error_type, code = (_error_type_of(told), told.code) if told is not None and has_error else (None, None)
-        http_status = None if self._outcome == "client_aborted" else 200 if told is None else told.status_code
-        if self._flow.is_committed:
-            http_status = 200
-        started, finish_reasons = progress.started, list(progress.finish_reasons.values())
+        """End the trace, and write the line, if anybody wants it."""
+        progress, outcome = self.progress, self._outcome
+        error_type = code = None
+        http_status: int | None = 200
+        if error is not None:
+            told = _told(error)
+            if outcome == "client_aborted" or told is None:
+                http_status = None
+            else:
+                error_type, code, http_status = _error_type_of(told), told.code, told.status_code
+            if self._flow.is_committed:
+                http_status = 200
+        started = progress.started
         self._trace.end(
-            self._outcome,
+            outcome,
             usage=progress.usage,
-            finish_reasons=finish_reasons,
+            finish_reasons=list(progress.finish_reasons.values()),
             response_id=started.id if started else None,
             response_model=started.model if started else None,
             ttft_s=progress.ttft_s,
             http_status=http_status,
             error_type=error_type,
         )
-        ended = {"http_status": http_status, "error_type": error_type, "code": code}
-        write = log.info if self._outcome in _QUIET else log.warning
+        level = logging.INFO if outcome in _QUIET else logging.WARNING
+        if not log.is_enabled_for(level):
+            return
+        fields = self._line(met, now_s)
+        for name, value in (("http_status", http_status), ("error_type", error_type), ("code", code)):
+            if value:
+                fields[name] = value
+        write = log.info if level == logging.INFO else log.warning
         with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
-            write("stream.finished", **self._line(met, now_s), **{key: value for key, value in ended.items() if value})
+            write("stream.finished", **fields)
 
-    def _line(self, met: Mapping[Objective, bool], now_s: float) -> Mapping[str, object]:
+    def _line(self, met: Mapping[Objective, bool], now_s: float) -> dict[str, object]:
         """Return what the log is told, but for how the call ended."""
         progress, usage = self.progress, self.progress.usage
         fields: dict[str, object] = {
             "request_id": self._request_id,
             **self._trace.log_fields,
             "endpoint": self._endpoint,
-            "model": self._model,
+            "model": self._model.name,
             "target": progress.target or None,
             "targets": progress.targets,
             "attempts": self._settled_count,
@@ -366,12 +497,10 @@ class _Observed:
             fields["last_target"] = progress.last_target
         if self._is_stream:
             tpot_s = progress.tpot_s
-            fields |= {
-                "ttfc_s": _rounded(progress.ttfc_s),
-                "tpot_s": _rounded(tpot_s),
-                "tokens_per_s": _rounded(1 / tpot_s, 3) if tpot_s else None,
-                "max_gap_s": _rounded(progress.max_gap_s or None),
-            }
+            fields["ttfc_s"] = _rounded(progress.ttfc_s)
+            fields["tpot_s"] = _rounded(tpot_s)
+            fields["tokens_per_s"] = _rounded(1 / tpot_s, 3) if tpot_s else None
+            fields["max_gap_s"] = _rounded(progress.max_gap_s or None)
         if met:
             fields["slo"] = dict(met)
         fields |= {name: value for name, value in self._rarities().items() if value}

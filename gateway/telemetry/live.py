@@ -35,7 +35,7 @@ class LiveTable:
 
     def __init__(self, *, kept_count: int = KEPT_COUNT, clock: Callable[[], float] = time.time) -> None:
         self._in_flight: dict[int, Stream] = {}
-        self._recent: deque[Mapping[str, object]] = deque(maxlen=kept_count)
+        self._recent: deque[tuple[Mapping[str, object], float]] = deque(maxlen=kept_count)
         self._clock = clock
         self._is_draining = False
 
@@ -49,7 +49,7 @@ class LiveTable:
         """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
         del self._in_flight[id(stream)]
         if is_kept:
-            self._recent.append({**_safe(stream), "ended_at_s": round(self._clock(), 3)})
+            self._recent.append((stream.shown(), self._clock()))
 
     def drain(self) -> None:
         """The gateway is stopping: whatever is in flight from now on is waited for."""
@@ -60,10 +60,11 @@ class LiveTable:
     def shown(self) -> Mapping[str, Sequence[Mapping[str, object]]]:
         """Return the whole table; of those that have ended the last one comes first."""
         return {
-            "in_flight": [_safe(stream) for stream in self._in_flight.values()],
-            "recent": list(reversed(self._recent)),
+            "in_flight": [_safe(stream.shown()) for stream in self._in_flight.values()],
+            "recent": [{**_safe(shown), "ended_at_s": round(at_s, 3)} for shown, at_s in reversed(self._recent)],
         }
 
 
-def _safe(stream: Stream) -> Mapping[str, object]:
-    return {name: clean(said) if isinstance(said, str) else said for name, said in stream.shown().items()}
+def _safe(shown: Mapping[str, object]) -> Mapping[str, object]:
+    """Return what is shown without what looks like a key: looked for only when somebody looks, as it takes a while."""
+    return {name: clean(said) if isinstance(said, str) else said for name, said in shown.items()}

@@ -103,6 +103,22 @@ def test_a_first_token_is_no_line() -> None:
     assert logs == []
 
 
+def test_a_line_that_the_level_leaves_out_is_not_even_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At ``warning`` the log costs a call nothing."""
+    logger = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger("warning"))
+    monkeypatch.setattr("gateway.ledger.log", logger)
+    made: list[Settlement] = []
+
+    def make(settled: Settlement) -> dict[str, object]:
+        made.append(settled)
+        return {}
+
+    monkeypatch.setattr("gateway.ledger._fields", make)
+    assert (lines(make_settlement()), made) == ([], [])
+    monkeypatch.setattr("gateway.ledger.log", structlog.get_logger())
+    assert (len(lines(make_settlement())), len(made)) == (1, 1)
+
+
 def test_the_line_is_written_as_json(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """All its values are plain ones."""
     writer = configure_logs(level="info", log_format="json")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Unpack
 
 import pytest
+import structlog
 from msgspec import structs
 from structlog.testing import capture_logs
 
@@ -938,9 +939,39 @@ async def test_a_log_that_cannot_be_written_spoils_no_answer(monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("middleware.observe.log", type("Log", (), {"info": refuse, "warning": refuse})())
+    methods = {"info": refuse, "warning": refuse, "is_enabled_for": lambda *_: True}
+    monkeypatch.setattr("middleware.observe.log", type("Log", (), methods)())
     found = await observing.run(BEGIN, END)
     assert found.total("millrace_requests_total", outcome="completed") == 1
+
+
+async def test_a_line_that_the_level_leaves_out_is_not_even_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended as it should is left out from ``warning`` up; what did not is told."""
+    logger = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger("warning"))
+    monkeypatch.setattr("middleware.observe.log", logger)
+    made: list[object] = []
+
+    def make(*about: object) -> dict[str, object]:
+        made.append(about)
+        return {}
+
+    monkeypatch.setattr("middleware.observe._Observed._line", make)
+    observing = Observing()
+    await observing.run(BEGIN, END)
+    assert not made
+    await observing.run(BEGIN, StreamInterrupted("broken"))
+    assert len(made) == 1
+
+
+async def test_a_name_whose_targets_have_changed_is_counted_at_the_new_ones() -> None:
+    """What was bound for a model is that of its targets."""
+    observing = Observing()
+    await observing.run(BEGIN, END, settled())
+    route = Route(name="chat", targets=(Target("c", "z"),))
+    call = structs.replace(observing.call(), route=route)
+    found = await observing.run(BEGIN, END, settled(target="c/z"), settled(2), call=call)
+    attempts = found.by("upstream", "millrace_upstream_attempts_total")
+    assert attempts == {"openai/gpt": 1, "c/z": 1, "other": 1}
 
 
 async def test_without_telemetry_everything_is_logged_and_nothing_counted() -> None:
