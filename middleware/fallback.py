@@ -20,10 +20,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Annotated, get_args
+from typing import Annotated, Final, get_args
 
 import structlog
 from msgspec import structs
@@ -57,6 +56,8 @@ HEDGE_WINDOW_S = 300.0
 ATTEMPTS_PER_LANE = 100
 """The attempts of a second target are numbered from so many on: nobody makes as many one after the other."""
 
+_STATES: Final[tuple[State, ...]] = get_args(State)
+
 Percent = Annotated[float, Range(0, 100, unit="per cent")]
 
 
@@ -78,7 +79,7 @@ class Fallback:
     _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
     _meters: Meters = field(default=NO_METERS, repr=False, compare=False)
     _board: HealthBoard = field(init=False, repr=False, compare=False)
-    _shown: dict[str, None] = field(init=False, repr=False, compare=False)
+    _shown: dict[str, State] = field(init=False, repr=False, compare=False)
     _budgets: Budgets = field(init=False, repr=False, compare=False)
     _hedges: Budget = field(init=False, repr=False, compare=False)
 
@@ -130,7 +131,7 @@ class Fallback:
     def _order(self, route: Route) -> list[Target]:
         """Return the targets in the order in which they are to be asked."""
         targets = list(route.targets)
-        if len(targets) == 1 or route.strategy == "priority":
+        if route.strategy == "priority" or len(targets) == 1:
             return targets
         places = range(len(targets))
         if route.strategy == "weighted":
@@ -153,12 +154,14 @@ class Fallback:
         first = [min(drawn, key=pace.__getitem__)] if drawn else []
         return [*first, *(place for place in places if place not in first)]
 
-    def admit(self, target: Target) -> float | None:
+    def admit(self, route: Route, target: Target) -> float | None:
         """Return when the target's breaker let a request through: it is now one of those that budgets are made of."""
-        now_s = self._clock()
-        if not self._board.of(str(target)).breaker.admit(now_s):
+        upstream, now_s = str(target), self._clock()
+        health = self._board.of(upstream)
+        if not health.breaker.admit(now_s):
             return None
-        self._budgets.note_request(str(target), now_s)
+        self._budgets.note_request(upstream, now_s)
+        self._show(route, upstream, health, now_s)  # it may be half open by now
         return now_s
 
     def release(self, target: Target, admitted_at_s: float) -> None:
@@ -189,36 +192,62 @@ class Fallback:
 
         An answer that is asked for whole says nothing of the time to its first token.
         """
-        return _Watching(ledger, self._board, self._clock, partial(self.show, route), has_pace=has_pace)
+        return _Watching(self, ledger, route, has_pace=has_pace)
 
-    def show(self, route: Route, target: Target) -> None:
-        """Show the breaker and the pace of a target, if the configuration names it; tell the log if it changed."""
-        upstream = str(target)
+    def note_first_token(self, route: Route, target: Target, ttft_s: float | None) -> None:
+        """Learn from an attempt's first token: how soon it came, where that says something."""
+        upstream, now_s = str(target), self._clock()
         health = self._board.of(upstream)
-        self._tell(upstream, health)
-        if upstream_label(route, target) == upstream:
-            self._shown[upstream] = None
-            self._show(upstream, health)
+        if ttft_s is None:
+            health.breaker.note_first_token(now_s)
+        else:
+            health.note_first_token(ttft_s, now_s)
+        self._show(route, upstream, health, now_s)
+        if ttft_s is not None and upstream in self._shown:
+            self._show_pace(upstream, health, now_s)
+
+    def note(self, route: Route, settlement: Settlement) -> None:
+        """Learn from an attempt that has ended."""
+        upstream, now_s = str(settlement.target), self._clock()
+        health = self._board.of(upstream)
+        health.note(settlement, now_s)
+        self._show(route, upstream, health, now_s)
 
     def look(self) -> None:
-        """Show again what was shown: a breaker that was open long enough is half open without anybody's doing."""
+        """Show again what was shown.
+
+        A breaker that was open long enough is half open without anybody's doing, and a pace is less with time.
+        """
+        now_s = self._clock()
         for upstream in self._shown:
             health = self._board.of(upstream)
-            self._tell(upstream, health)
-            self._show(upstream, health)
+            state = health.breaker.state(now_s)
+            self._tell(upstream, health, state, now_s)
+            self._show_state(upstream, state)
+            self._show_pace(upstream, health, now_s)
 
-    def _show(self, upstream: str, health: TargetHealth) -> None:
-        now_s = self._clock()
-        state, ttft_s = health.breaker.state(now_s), health.pace.ttft_s(now_s)
-        for one in get_args(State):
+    def _show(self, route: Route, upstream: str, health: TargetHealth, now_s: float) -> None:
+        """Show the breaker of a target that the configuration names, and tell the log, if its state has changed."""
+        state = health.breaker.state(now_s)
+        if state != health.told:
+            self._tell(upstream, health, state, now_s)
+        if self._shown.get(upstream) == state:
+            return
+        if upstream_label(route, upstream) == upstream:
+            self._show_state(upstream, state)
+
+    def _show_state(self, upstream: str, state: State) -> None:
+        self._shown[upstream] = state
+        for one in _STATES:
             self._meters.gauge("millrace_upstream_state", upstream, one).set(float(one == state))
+
+    def _show_pace(self, upstream: str, health: TargetHealth, now_s: float) -> None:
+        ttft_s = health.pace.ttft_s(now_s)
         if ttft_s is not None:
             self._meters.gauge("millrace_upstream_ttft_ewma_seconds", upstream).set(ttft_s)
 
-    def _tell(self, upstream: str, health: TargetHealth) -> None:
+    def _tell(self, upstream: str, health: TargetHealth, state: State, now_s: float) -> None:
         """Tell the log that a breaker is in another state than it was told last."""
-        now_s = self._clock()
-        state = health.breaker.state(now_s)
         if state == health.told:
             return
         health.told = state
@@ -328,10 +357,9 @@ class _Tour:
         return skipped[0] if skipped and is_last_hope else None
 
     def _is_admitted(self, target: Target) -> bool:
-        admitted_at_s = self._options.admit(target)
+        admitted_at_s = self._options.admit(self._call.route, target)
         if admitted_at_s is None:
             return False
-        self._options.show(self._call.route, target)  # its breaker may be half open by now
         self._admitted.append((target, admitted_at_s))
         return True
 
@@ -342,9 +370,9 @@ class _Tour:
 
     def _other_count(self) -> int:
         """Return how many of the targets left would be let through."""
-        return sum(not self._options.is_open(other) for other in self._left)
+        return sum(not self._options.is_open(other) for other in self._left) if self._left else 0
 
-    async def _ask(self, target: Target, delivered: Transcript | None, send: Send, call_next: Next) -> None:
+    def _ask(self, target: Target, delivered: Transcript | None, send: Send, call_next: Next) -> Awaitable[None]:
         hedge_after_s = self._call.route.hedge_after_s
         call = structs.replace(
             self._call,
@@ -357,9 +385,8 @@ class _Tour:
             budgets=self._options.budgets,
         )
         if hedge_after_s is not None and delivered is None and call.other_targets:
-            await _Race(self._options, self, call, send, call_next).run(hedge_after_s)
-        else:
-            await _relay(call, send, call_next)
+            return _Race(self._options, self, call, send, call_next).run(hedge_after_s)
+        return _relay(call, send, call_next)
 
     def _after(self, error: UpstreamError | InvalidRequest, delivered: Transcript | None) -> Transcript | None:
         """Note what an attempt left behind; attempts are counted over all targets.
@@ -481,35 +508,20 @@ class _Race:
 class _Watching:
     """A ledger from which breakers and paces learn; what they have learned is shown."""
 
-    __slots__ = ("_board", "_clock", "_has_pace", "_ledger", "_show")
+    __slots__ = ("_has_pace", "_ledger", "_options", "_route")
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        board: HealthBoard,
-        clock: Callable[[], float],
-        show: Callable[[Target], None],
-        *,
-        has_pace: bool,
-    ) -> None:
+    def __init__(self, options: Fallback, ledger: Ledger, route: Route, *, has_pace: bool) -> None:
+        self._options = options
         self._ledger = ledger
+        self._route = route
         self._has_pace = has_pace
-        self._board = board
-        self._clock = clock
-        self._show = show
 
     def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
-        health, now_s = self._board.of(str(target)), self._clock()
-        if self._has_pace:
-            health.note_first_token(ttft_s, now_s)
-        else:
-            health.breaker.note_first_token(now_s)
-        self._show(target)
+        self._options.note_first_token(self._route, target, ttft_s if self._has_pace else None)
         self._ledger.note_first_token(target, attempt, ttft_s)
 
     def settle(self, settlement: Settlement) -> None:
-        self._board.of(str(settlement.target)).note(settlement, self._clock())
-        self._show(settlement.target)
+        self._options.note(self._route, settlement)
         self._ledger.settle(settlement)
 
 

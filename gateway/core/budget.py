@@ -21,20 +21,21 @@ MAX_TARGETS = 1024
 class Window:
     """How many, and how much, in the last ``length_s``; forgotten in steps, so that it stays small."""
 
-    __slots__ = ("_slices", "_step_s")
+    __slots__ = ("_last", "_slices", "_step_s")
 
     def __init__(self, length_s: float) -> None:
         self._step_s = length_s / SLICES
         self._slices: deque[_Slice] = deque()
+        self._last = _NONE
 
     def add(self, now_s: float, *, count: int = 0, amount: float = 0.0) -> None:
-        """Put in what has just happened."""
-        number = self._forget(now_s)
-        slices = self._slices
-        if not slices or slices[-1].number != number:
-            slices.append(_Slice(number))
-        slices[-1].count += count
-        slices[-1].amount += amount
+        """Put in what has just happened; within one step that is two additions."""
+        last = self._last
+        if last.number != int(now_s / self._step_s):
+            last = self._begin(now_s)
+        last.count += count
+        if amount:
+            last.amount += amount
 
     def sums(self, now_s: float) -> tuple[int, float]:
         """Return the count and the amount."""
@@ -44,6 +45,15 @@ class Window:
     def clear(self) -> None:
         """Forget all of it."""
         self._slices.clear()
+        self._last = _NONE
+
+    def _begin(self, now_s: float) -> _Slice:
+        """Return the slice that is now, made if there is none yet."""
+        number = self._forget(now_s)
+        if not self._slices or self._slices[-1].number != number:
+            self._slices.append(_Slice(number))
+        self._last = self._slices[-1]
+        return self._last
 
     def _forget(self, now_s: float) -> int:
         """Drop the slices that have passed; return the number of the one that is now."""
@@ -59,6 +69,10 @@ class _Slice:
     number: int
     count: int = 0
     amount: float = 0.0
+
+
+_NONE = _Slice(-(1 << 62))
+"""No time has this number, so that nothing is ever put in here."""
 
 
 @dataclass(slots=True)

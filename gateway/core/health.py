@@ -107,13 +107,15 @@ class Breaker:
         """The target is alive. Where it cuts its streams, that is not yet to say that it is well."""
         if not self._cuts:
             self._failures = 0
-        self._close_half_open(now_s)
+        if self.open_until_s:
+            self._close_half_open(now_s)
 
     def note_completed(self, now_s: float) -> None:
         """An answer has come to its end."""
         self._recent.add(now_s, count=1)
         self._failures = self._cuts = self._openings = 0
-        self._close_half_open(now_s)
+        if self.open_until_s:
+            self._close_half_open(now_s)
 
     def note_failure(self, now_s: float) -> None:
         """An attempt has failed before its first token."""
@@ -203,10 +205,11 @@ class TargetHealth:
         breaker = self.breaker
         if settlement.started_at_s < breaker.opened_at_s:
             return
-        is_counted = counts(settlement.error_type, settlement.code, settlement.http_status)
         if settlement.result == "completed":
             breaker.note_completed(now_s)
-        elif settlement.result == "cancelled" or not is_counted:
+        elif settlement.result == "cancelled" or not counts(
+            settlement.error_type, settlement.code, settlement.http_status
+        ):
             breaker.release(settlement.started_at_s)
         elif settlement.first_token_at_s is None:
             breaker.note_failure(now_s)
