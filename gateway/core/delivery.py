@@ -156,6 +156,8 @@ class Delivery:
 
         Raises as a finish would have done.
         """
+        if not (self._is_joining or self._early or self._calls):
+            return  # nearly always
         rest = self._early[:]
         attempt = self._attempt
         try:
@@ -193,7 +195,10 @@ class Delivery:
     def _take(self, events: Sequence[Event]) -> None:
         kept: list[Event] = []
         for event in events:
-            self._sort(event, kept)
+            if type(event) is TextDelta:
+                kept.append(event)
+            else:
+                self._sort(event, kept)
         if len(kept) == len(events) and not self._early and all(map(is_, kept, events)):
             self._pass_on(events)
         elif kept and (any(isinstance(event, _SHOWN) for event in kept) or not self._calls):

@@ -11,7 +11,7 @@ to a look is the first token, what is longer than any gap before, and what follo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import Final, Literal
 
@@ -79,7 +79,13 @@ def _forget(name: str, attributes: Attributes) -> None:
     """Take no note of what happened."""
 
 
-@dataclass(slots=True, eq=False)
+_NO_FAILOVERS: Final[Mapping[int, AttemptFailed]] = {}
+_NO_SEAMS: Final[Sequence[StreamContinued]] = []
+_NO_STALLS: Final[Sequence[Stall]] = []
+_NO_LOSSES: Final[Sequence[Loss]] = []
+"""What most answers have: nobody changes these, they are replaced."""
+
+
 class Progress:
     """One answer on its way. ``asked_at_s`` and all other times are on one monotonic clock.
 
@@ -88,38 +94,52 @@ class Progress:
     the first visible one and the last; of the last, moved on by as long as the client did not read behind it.
     """
 
-    asked_at_s: float
-    slo: Slo = field(default_factory=Slo)
-    choice_count: int = 1
-    note_phase: Callable[[Phase, Phase], None] = _ignore
-    note: Callable[[str, Attributes], None] = _forget
+    __slots__ = (
+        "_alarm_s", "_failed", "_failing_since_s", "_has_open_attempt", "_is_failing", "_shifted_s", "_speaker",
+        "asked_at_s", "choice_count", "content_at_s", "delta_count", "failovers", "finish_reasons", "first_at_s",
+        "last_at_s", "last_target", "losses", "max_gap_s", "note", "note_phase", "paused_s", "phase", "reasoning_count",
+        "seams", "slo", "stalls", "started", "target", "targets", "usage",
+    )  # fmt: skip
 
-    phase: Phase = field(default="prefill", init=False)
-    delta_count: int = field(default=0, init=False)
-    reasoning_count: int = field(default=0, init=False)
-    first_at_s: float | None = field(default=None, init=False)
-    content_at_s: float | None = field(default=None, init=False)
-    last_at_s: float = field(default=-inf, init=False)
-    max_gap_s: float = field(default=0.0, init=False)
-    paused_s: float = field(default=0.0, init=False)
-    target: str = field(default="", init=False)
-    last_target: str = field(default="", init=False)
-    targets: list[str] = field(default_factory=list, init=False)
-    started: StreamStarted | None = field(default=None, init=False)
-    usage: Usage | None = field(default=None, init=False)
-    finish_reasons: dict[int, FinishReason] = field(default_factory=dict, init=False)
-    failovers: dict[int, AttemptFailed] = field(default_factory=dict, init=False)
-    seams: list[StreamContinued] = field(default_factory=list, init=False)
-    stalls: list[Stall] = field(default_factory=list, init=False)
-    losses: list[Loss] = field(default_factory=list, init=False)
-
-    _alarm_s: float = field(default=-1.0, init=False)
-    _shifted_s: float = field(default=0.0, init=False)
-    _speaker: str = field(default="", init=False)
-    _failed: set[int] = field(default_factory=set, init=False)
-    _has_open_attempt: bool = field(default=True, init=False)
-    _failing_since_s: float | None = field(default=None, init=False)
-    _is_failing: bool = field(default=False, init=False)
+    def __init__(
+        self,
+        asked_at_s: float,
+        slo: Slo = Slo(),
+        *,
+        choice_count: int = 1,
+        note_phase: Callable[[Phase, Phase], None] = _ignore,
+        note: Callable[[str, Attributes], None] = _forget,
+    ) -> None:
+        self.asked_at_s = asked_at_s
+        self.slo = slo
+        self.choice_count = choice_count
+        self.note_phase = note_phase
+        self.note = note
+        self.phase: Phase = "prefill"
+        self.delta_count = 0
+        self.reasoning_count = 0
+        self.first_at_s: float | None = None
+        self.content_at_s: float | None = None
+        self.last_at_s = -inf
+        self.max_gap_s = 0.0
+        self.paused_s = 0.0
+        self.target = ""
+        self.last_target = ""
+        self.targets: list[str] = []
+        self.started: StreamStarted | None = None
+        self.usage: Usage | None = None
+        self.finish_reasons: dict[int, FinishReason] = {}
+        self.failovers = _NO_FAILOVERS
+        self.seams = _NO_SEAMS
+        self.stalls = _NO_STALLS
+        self.losses = _NO_LOSSES
+        self._alarm_s = -1.0
+        self._shifted_s = 0.0
+        self._speaker = ""
+        self._failed: frozenset[int] = frozenset()
+        self._has_open_attempt = True
+        self._failing_since_s: float | None = None
+        self._is_failing = False
 
     # --- what happens
 
@@ -169,8 +189,9 @@ class Progress:
 
     def pass_by(self, target: str) -> None:
         """Write down that the call has been at a target, unless it still is."""
-        if target and self.targets[-1:] != [target]:
-            self.targets.append(target)
+        targets = self.targets
+        if target and (not targets or targets[-1] != target):
+            targets.append(target)
 
     # --- what it has come to
 
@@ -249,13 +270,16 @@ class Progress:
         ttft_s = self.ttft_s
         if ttft_s is None:
             ttft_s = now_s - self.asked_at_s if is_complete else inf
-        met: dict[Objective, bool] = {
-            "ttft": ttft_s <= slo.ttft_s,
-            "tpot": tpot_s is None or tpot_s <= slo.tpot_s,
-            "smooth": self.max_gap_s <= slo.max_gap_s,
+        is_prompt = ttft_s <= slo.ttft_s
+        is_fast = tpot_s is None or tpot_s <= slo.tpot_s
+        is_smooth = self.max_gap_s <= slo.max_gap_s
+        return {
+            "ttft": is_prompt,
+            "tpot": is_fast,
+            "smooth": is_smooth,
             "complete": is_complete,
+            "all": is_prompt and is_fast and is_smooth and is_complete,
         }
-        return {**met, "all": all(met.values())}
 
     # --- inside
 
@@ -292,14 +316,14 @@ class Progress:
 
     def _note_loss(self, gap_s: float, now_s: float) -> None:
         if self.first_at_s is not None:
-            self.losses.append(Loss("mid_stream", gap_s))
+            self.losses = [*self.losses, Loss("mid_stream", gap_s)]
         else:
             since_s = self.asked_at_s if self._failing_since_s is None else self._failing_since_s
-            self.losses.append(Loss("pre_first_token", now_s - since_s))
+            self.losses = [*self.losses, Loss("pre_first_token", now_s - since_s)]
 
     def _note_stall(self, gap_s: float, resolution: Resolution) -> None:
         if gap_s > self.slo.max_gap_s:
-            self.stalls.append(Stall(self._speaker, self.phase, resolution, gap_s))
+            self.stalls = [*self.stalls, Stall(self._speaker, self.phase, resolution, gap_s)]
             said: Attributes = {
                 "target": self._speaker, "phase": self.phase, "resolution": resolution, "length_s": gap_s,
             }  # fmt: skip
@@ -329,7 +353,7 @@ class Progress:
                 pass
 
     def _note_seam(self, event: StreamContinued) -> None:
-        self.seams.append(event)
+        self.seams = [*self.seams, event]
         self._speak(event.target)
         said = {name: getattr(event, name) for name in ("target", "from_target", "way", "attempt", "character_count")}
         self.note("seam", said)
@@ -340,8 +364,8 @@ class Progress:
         self._is_failing = True
         self._alarm_s = -1.0
         if event.attempt:
-            self._failed.add(event.attempt)
-            self.failovers.setdefault(event.attempt, event)
+            self._failed |= {event.attempt}
+            self.failovers = {**self.failovers, event.attempt: self.failovers.get(event.attempt, event)}
             said = {name: getattr(event, name) for name in ("target", "attempt", "error_type", "code", "has_delivered")}
             self.note("failover", said)
 

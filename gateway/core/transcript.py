@@ -57,10 +57,10 @@ class ChoiceTranscript:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._text = StringIO()
-        self._reasoning = StringIO()
-        self._refusal = StringIO()
-        self.write = self._text.write
+        text = self._text = StringIO()
+        self._reasoning: StringIO | None = None  # most answers have neither
+        self._refusal: StringIO | None = None
+        self.write = text.write
         self.text_delta_count = 0
         self.reasoning_delta_count = 0
         self.tool_calls: dict[int, ToolCallTranscript] = {}
@@ -76,12 +76,12 @@ class ChoiceTranscript:
     @property
     def reasoning(self) -> str:
         """The shown reasoning so far."""
-        return self._reasoning.getvalue()
+        return self._reasoning.getvalue() if self._reasoning else ""
 
     @property
     def refusal(self) -> str:
         """The words of refusal so far."""
-        return self._refusal.getvalue()
+        return self._refusal.getvalue() if self._refusal else ""
 
     @property
     def character_count(self) -> int:
@@ -96,8 +96,10 @@ class ChoiceTranscript:
                 self.write(event.text)
             case ReasoningDelta():
                 self.reasoning_delta_count += 1
+                self._reasoning = self._reasoning or StringIO()
                 self._reasoning.write(event.text)
             case RefusalDelta():
+                self._refusal = self._refusal or StringIO()
                 self._refusal.write(event.text)
             case ToolCallStarted():
                 self.tool_calls[event.call_index] = ToolCallTranscript(event.id, event.name, event.kind)
