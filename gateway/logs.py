@@ -29,13 +29,13 @@ import select
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
 from traceback import StackSummary, walk_tb
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 import structlog
@@ -140,6 +140,9 @@ _KEY = re.compile(
 _SIGN = re.compile(r"[-_](?<=[kpri8xwfyM].)|AIza|eyJ|earer\s|key=|\*{3}")
 """What is in every text that has a key in it, and is found ten times as fast."""
 
+_BARE = "AIza"
+"""The only beginning of a key that may be followed by nothing but letters and digits."""
+
 _QUOTED = re.compile(r"(?<!\w)b?(['\"])((?:\\.|(?!\1)[^\\]|\\$)*)(?:\1(?!\w)|$)")
 _TASK = re.compile(r"\bcoro=<([\w.<>]+)\(")
 _PLAIN = frozenset({int, float, bool, type(None)})
@@ -151,16 +154,21 @@ def safe_fields(_: object, method_name: str, event_dict: EventDict) -> EventDict
     exc_info = event_dict.pop("exc_info", None)
     for name, value in event_dict.items():
         kind = type(value)
-        if kind is str:
-            found[name] = _clean_usual(value) if len(value) <= USUAL_CHARACTERS else clean(value)
+        if kind in _PLAIN:
+            found[name] = value
+        elif kind is str:  # a word or an id is most of what there is, and no key: ``clean`` without the call
+            is_plain = value.isalnum() and len(value) <= USUAL_CHARACTERS and _BARE not in value
+            found[name] = value if is_plain else clean(value)
         else:
-            found[name] = value if kind in _PLAIN else _safe(value)
+            found[name] = _safe(value)
     if not DENIED.isdisjoint(found):
         found = {name: value for name, value in found.items() if name not in DENIED}
-    bound = structlog.contextvars.get_contextvars()
-    for name in BOUND:
-        if name in bound and name not in found:
-            found[name] = _safe(bound[name])
+    missing = [name for name in BOUND if name not in found]
+    if missing:
+        bound = structlog.contextvars.get_contextvars()
+        for name in missing:
+            if name in bound:
+                found[name] = _safe(bound[name])
     if exc_info and (error := _error_of(exc_info)) is not None:
         found["exception"] = show_exception(error)
     return found
@@ -169,7 +177,7 @@ def safe_fields(_: object, method_name: str, event_dict: EventDict) -> EventDict
 def clean(text: str) -> str:
     """Return a text without what looks like a key, and no more of it than its beginning."""
     if len(text) <= USUAL_CHARACTERS:
-        return _clean_usual(text)
+        return text if text.isalnum() and _BARE not in text else _clean_usual(text)
     if len(text) > MAX_CHARACTERS:
         text = text[: MAX_CHARACTERS - 1] + "…"
     return _KEY.sub(REDACTED, text) if _SIGN.search(text) else text
@@ -183,10 +191,34 @@ def _clean_usual(text: str) -> str:
 
 def _safe(value: object, depth: int = 0) -> object:
     """Return a value that may be written in place of any other."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is str:
+        return clean(value)  # type: ignore[arg-type]  # it is one
+    if isinstance(value, list | dict) and depth < MAX_DEPTH:
+        return _safe_items(value, depth + 1) if isinstance(value, list) else _safe_mapping(value, depth + 1)
+    return _safe_rarity(value, depth)
+
+
+def _safe_items(value: Collection[object], depth: int) -> list[object]:
+    return [_safe(item, depth) for item in list(value)[:MAX_ITEMS]]
+
+
+def _safe_mapping(value: Mapping[object, object], depth: int) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, item in list(value.items())[:MAX_ITEMS]:
+        name = _name_in_mapping(str(key))
+        if name is not None:
+            found[name] = item if type(item) in _PLAIN else _safe(item, depth)
+    return found
+
+
+def _safe_rarity(value: object, depth: int) -> object:
     match value:
         case str():
             return clean(str(value))
-        case bool() | int() | float() | None:
+        case bool() | int() | float():
             return value
         case Secret():
             return REDACTED
@@ -194,17 +226,19 @@ def _safe(value: object, depth: int = 0) -> object:
             return f"<{len(value)} bytes>"
         case BaseException():
             return f"{_name_of(type(value))}: {_message_of(value)}"
-        case list() | tuple() | set() | frozenset() if depth < MAX_DEPTH:
-            return [_safe(item, depth + 1) for item in list(value)[:MAX_ITEMS]]
+        case tuple() | set() | frozenset() if depth < MAX_DEPTH:
+            return _safe_items(value, depth + 1)
         case Mapping() if depth < MAX_DEPTH:
-            named = ((clean(str(name)), item) for name, item in list(value.items())[:MAX_ITEMS])
-            return {name: _safe(item, depth + 1) for name, item in named if not _is_denied(name)}
+            return _safe_mapping(value, depth + 1)
         case _:
             return f"<{type(value).__name__}>"
 
 
-def _is_denied(name: str) -> bool:
-    return name.lower().replace("-", "_") in DENIED
+@lru_cache(256)
+def _name_in_mapping(name: str) -> str | None:
+    """Return the name of an item as it may be written; ``None`` if the item may not."""
+    cleaned = clean(name)
+    return None if cleaned.lower().replace("-", "_") in DENIED else cleaned
 
 
 def _second(unix_s: int) -> tuple[int, str]:
@@ -364,6 +398,13 @@ class LibraryHandler(logging.Handler):
 
 # --- the way to the file ----------------------------------------------------------------------------------------------
 
+_Lines: TypeAlias = deque[tuple[int, bytes]]
+"""Lines of one level, in their order, each with its number among all."""
+
+
+def _first_number(waiting: tuple[str, _Lines]) -> int:
+    return waiting[1][0][0]
+
 
 class LogWriter:
     """Lines that wait, and the thread that writes them to ``fd``, which nobody else is kept waiting for.
@@ -415,7 +456,7 @@ class LogWriter:
         """Be empty: at first, and in a process that was forked off, whose lines the other one has."""
         # A lock that its holder may take again: collecting garbage may log, at any moment.
         self._lock = RLock()
-        self._waiting: dict[str, deque[tuple[int, bytes]]] = {level: deque() for level in LEVELS}
+        self._waiting: dict[str, _Lines] = {level: deque() for level in LEVELS}
         self._waiting_bytes = 0
         self._number = 0
         self._dropped = dict.fromkeys(LEVELS, 0)
@@ -478,15 +519,18 @@ class LogWriter:
         taken: list[tuple[str, bytes]] = []
         size = 0
         with self._lock:
-            while heads := [(lines[0][0], level) for level, lines in self._waiting.items() if lines]:
-                level = min(heads)[1]
-                line = self._waiting[level][0][1]
+            filled = [(level, lines) for level, lines in self._waiting.items() if lines]
+            while filled:
+                level, lines = filled[0] if len(filled) == 1 else min(filled, key=_first_number)
+                line = lines[0][1]
                 size += len(line)
                 if taken and size > select.PIPE_BUF:
                     break
-                del self._waiting[level][0]
+                lines.popleft()
                 self._waiting_bytes -= len(line)
                 taken.append((level, line))
+                if not lines:
+                    filled.remove((level, lines))
         return taken
 
     def _write(self, taken: list[tuple[str, bytes]]) -> bool:
