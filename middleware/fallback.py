@@ -31,7 +31,7 @@ from gateway.core.budget import Budget, Budgets
 from gateway.core.call import Call, Route, Target
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import AttemptFailed, Event
-from gateway.core.health import HealthBoard, State, TargetHealth
+from gateway.core.health import Breaker, HealthBoard, State, TargetHealth
 from gateway.core.ledger import Ledger, Settlement
 from gateway.core.meters import NO_METERS, Meters, upstream_label
 from gateway.core.plan import is_spoken
@@ -99,14 +99,13 @@ class Fallback:
         telemetry.sample(shown.look)
         return shown
 
-    async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
+    def __call__(self, call: Call, send: Send, call_next: Next) -> Awaitable[None]:
         """Relay one whole answer, from as many targets as it takes."""
         if not call.route.targets:  # an unknown model, or a request that was refused before: the end of the chain says
-            return await call_next(call, send)
+            return call_next(call, send)
         if call.stream or not _may_be_collected(call):
-            return await self._tour(call, stream=call.stream).run(send, call_next)
-        await self._collect(call, send, call_next)
-        return None
+            return self._tour(call, stream=call.stream).run(send, call_next)
+        return self._collect(call, send, call_next)
 
     async def _collect(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay a whole answer out of a stream; what broke off and cannot be continued is asked for again, once."""
@@ -154,19 +153,18 @@ class Fallback:
         first = [min(drawn, key=pace.__getitem__)] if drawn else []
         return [*first, *(place for place in places if place not in first)]
 
-    def admit(self, route: Route, target: Target) -> float | None:
-        """Return when the target's breaker let a request through: it is now one of those that budgets are made of."""
+    def admit(self, route: Route, target: Target) -> tuple[Breaker, float] | None:
+        """Return the target's breaker, and when it let a request through, which is now one that budgets are made of.
+
+        In case that nothing is asked, and so nothing settled, that is to be given back to it.
+        """
         upstream, now_s = str(target), self._clock()
         health = self._board.of(upstream)
         if not health.breaker.admit(now_s):
             return None
         self._budgets.note_request(upstream, now_s)
         self._show(route, upstream, health, now_s)  # it may be half open by now
-        return now_s
-
-    def release(self, target: Target, admitted_at_s: float) -> None:
-        """Let go of what was let through then, in case that nothing was asked and so nothing was settled."""
-        self._board.of(str(target)).breaker.release(admitted_at_s)
+        return health.breaker, now_s
 
     def is_open(self, target: Target) -> bool:
         """Whether the target's breaker would say no."""
@@ -278,7 +276,7 @@ class _Tour:
         self._left = order
         self._stream = stream
         self._ledger = options.watching(call.ledger, call.route, has_pace=stream)
-        self._admitted: list[tuple[Target, float]] = []
+        self._admitted: list[tuple[Breaker, float]] = []
         self._race_count = 0
         self.attempt = call.attempt
         self.target = order[0]
@@ -357,15 +355,15 @@ class _Tour:
         return skipped[0] if skipped and is_last_hope else None
 
     def _is_admitted(self, target: Target) -> bool:
-        admitted_at_s = self._options.admit(self._call.route, target)
-        if admitted_at_s is None:
+        admitted = self._options.admit(self._call.route, target)
+        if admitted is None:
             return False
-        self._admitted.append((target, admitted_at_s))
+        self._admitted.append(admitted)
         return True
 
     def _release(self) -> None:
-        for target, admitted_at_s in self._admitted:
-            self._options.release(target, admitted_at_s)
+        for breaker, admitted_at_s in self._admitted:
+            breaker.release(admitted_at_s)
         self._admitted.clear()
 
     def _other_count(self) -> int:
@@ -386,7 +384,7 @@ class _Tour:
         )
         if hedge_after_s is not None and delivered is None and call.other_targets:
             return _Race(self._options, self, call, send, call_next).run(hedge_after_s)
-        return _relay(call, send, call_next)
+        return _relay(call, send, call_next) if call.stream else call_next(call, send)
 
     def _after(self, error: UpstreamError | InvalidRequest, delivered: Transcript | None) -> Transcript | None:
         """Note what an attempt left behind; attempts are counted over all targets.

@@ -8,6 +8,9 @@ Where a call may have to be made again, its tool calls are held back until their
 argument string can look like a whole one, and clients run what they are handed.
 
 Usage: the prompt counts once, and of the answer what was delivered. What every attempt really cost is in the ledger.
+
+What was passed on last is folded into the transcript when somebody looks at that, or when there is more: an answer that
+comes whole, and does not break, is never folded at all.
 """
 
 from __future__ import annotations
@@ -87,13 +90,14 @@ class Delivery:
         "_early",
         "_holds_calls",
         "_is_joining",
+        "_last",
         "_lengths",
         "_reported",
         "_rethought_count",
         "_seam",
         "_seen_count",
         "_send",
-        "transcript",
+        "_transcript",
     )
 
     def __init__(
@@ -101,8 +105,9 @@ class Delivery:
     ) -> None:
         self._send = send
         self._holds_calls = holds_calls
-        self.transcript = transcript or Transcript()
-        self._choice = self.transcript.choice()
+        self._transcript = transcript or Transcript()
+        self._choice: ChoiceTranscript | None = None
+        self._last: Sequence[Event] = ()
         self._attempt: Attempt | None = None
         self._early: list[Event] = []
         self._calls: dict[int, list[Event]] = {}
@@ -116,6 +121,12 @@ class Delivery:
         self._rethought_count = 0
         self._lengths: list[int] = []
 
+    @property
+    def transcript(self) -> Transcript:
+        """What the client has by now."""
+        self._fold()
+        return self._transcript
+
     def begin(self, attempt: Attempt) -> None:
         """Make ready for another attempt: what was held back of the one before is forgotten."""
         transcript = self.transcript
@@ -127,6 +138,7 @@ class Delivery:
         self._seen_count = self._dropped_count = self._rethought_count = 0
         self._lengths.clear()
         self._before, self._counted_before = transcript.output_tokens, self._counted()
+        self._choice = None
         self._is_joining = transcript.is_visible or attempt.is_alone
         if self._is_joining:
             count = transcript.choice(attempt.index).character_count
@@ -134,22 +146,27 @@ class Delivery:
 
     def send(self, events: Sequence[Event]) -> None:
         """Pass on what one read brought, as far as the client is to have it."""
+        choice = self._choice
+        if choice is not None:
+            for event in events:
+                if type(event) is not TextDelta or event.index:
+                    break
+            else:  # nearly all of a stream
+                self._send(events)
+                for event in events:
+                    choice.write(event.text)  # type: ignore[union-attr]  # it was looked at above
+                count = len(events)
+                choice.text_delta_count += count
+                self._transcript.delta_count += count
+                return
         if self._is_joining:
             self._join(events)
-            return
-        if self._early:
+        elif self._early or not (events and _is_plain(events)):
+            self._choice = None
             self._take(events)
-            return
-        for event in events:
-            if type(event) is not TextDelta or event.index:
-                self._take(events)
-                return
-        self._send(events)  # nearly all of a stream
-        choice = self._choice
-        for event in events:
-            choice.write(event.text)  # type: ignore[union-attr]  # it was looked at above
-        choice.text_delta_count += len(events)
-        self.transcript.delta_count += len(events)
+        else:  # all before is folded now, and what comes next may be written straight away
+            self._choice = self.transcript.choice()
+            self.send(events)
 
     def finish(self) -> None:
         """The attempt is complete: release what is still held, of a provider that tells no finish.
@@ -216,7 +233,7 @@ class Delivery:
             case ChoiceFinished():
                 kept += self._calls.pop(event.index, ())
                 kept.append(event)
-            case StreamStarted() if self.transcript.started is not None:
+            case StreamStarted() if (self._last or self._transcript.started) and self.transcript.started is not None:
                 pass  # the client knows the answer by the name that it was begun with
             case UsageReported():
                 self._reported = event.usage
@@ -225,8 +242,16 @@ class Delivery:
                 kept.append(event)
 
     def _pass_on(self, events: Sequence[Event]) -> None:
-        self.transcript.add(events)
+        if self._last:
+            self._fold()
+        self._last = events
         self._send(events)
+
+    def _fold(self) -> None:
+        transcript, last = self._transcript, self._last
+        transcript.choice()  # there is always one
+        self._last = ()
+        transcript.add(last)
 
     # --- an attempt that goes on with it
 
@@ -402,6 +427,11 @@ class Delivery:
 
 
 _SHOWN = (*TOKEN_EVENTS, ChoiceFinished)
+
+
+def _is_plain(events: Sequence[Event]) -> bool:
+    """Whether it is all text of the first choice."""
+    return isinstance(events[0], TextDelta) and all(type(event) is TextDelta and not event.index for event in events)
 
 
 def delivered_tokens(choice: ChoiceTranscript) -> int:

@@ -285,7 +285,7 @@ class Progress:
 
     def _add_mixed(self, events: Sequence[Event], now_s: float) -> None:
         for event in events:
-            if not isinstance(event, TOKEN_EVENTS):
+            if type(event) is not TextDelta and not isinstance(event, TOKEN_EVENTS):
                 self._note(event)
                 continue
             is_content = type(event) is not ReasoningDelta
