@@ -31,6 +31,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from contextvars import ContextVar, Token
 from functools import lru_cache, partial
 from queue import Empty, SimpleQueue
 from threading import RLock, Thread
@@ -128,6 +129,9 @@ DENIED: Final = frozenset(
 BOUND: Final = ("request_id", "trace_id", "span_id")
 """What is on every line that is logged while it is bound in structlog's context variables."""
 
+_BOUND_VARIABLES: Final = {name: ContextVar[str](f"structlog_{name}") for name in BOUND}
+"""They are structlog's by their names: whoever merges its context variables into a line finds these, too."""
+
 REDACTED = "[redacted]"
 
 _KEY = re.compile(
@@ -172,6 +176,32 @@ def safe_fields(_: object, method_name: str, event_dict: EventDict) -> EventDict
     if exc_info and (error := _error_of(exc_info)) is not None:
         found["exception"] = show_exception(error)
     return found
+
+
+class bound_ids:  # noqa: N801, it reads like the function of structlog's that it stands for
+    """Has a call's ids on every line that is logged inside: ``with bound_ids(request_id=call.request_id):``.
+
+    What structlog has for this looks through all context variables and is a generator: it takes ten times as long, for
+    every request, most of which log nothing.
+    """
+
+    __slots__ = ("_ids", "_tokens")
+
+    def __init__(self, **ids: str) -> None:
+        self._ids = ids
+        self._tokens: list[tuple[ContextVar[str], Token[str]]] = []
+
+    def __enter__(self) -> None:
+        """Bind them."""
+        for name, value in self._ids.items():
+            variable = _BOUND_VARIABLES[name]
+            self._tokens.append((variable, variable.set(value)))
+
+    def __exit__(self, *_: object) -> None:
+        """Leave all as it was found."""
+        with suppress(ValueError):  # a call that is given up with its loop ends outside of its own context
+            for variable, token in reversed(self._tokens):
+                variable.reset(token)
 
 
 def clean(text: str) -> str:

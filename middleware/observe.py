@@ -459,14 +459,15 @@ class _Observed:
             http_status=http_status,
             error_type=error_type,
         )
+        logger = log.bind()  # structlog's own, and not one that looks for it with every name
         level = logging.INFO if outcome in _QUIET else logging.WARNING
-        if not log.is_enabled_for(level):
+        if not logger.is_enabled_for(level):
             return
         fields = self._line(met, now_s)
         for name, value in (("http_status", http_status), ("error_type", error_type), ("code", code)):
             if value:
                 fields[name] = value
-        write = log.info if level == logging.INFO else log.warning
+        write = logger.info if level == logging.INFO else logger.warning
         with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
             write("stream.finished", **fields)
 

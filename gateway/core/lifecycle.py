@@ -52,6 +52,8 @@ LEGAL: dict[str, frozenset[type]] = {
 }
 """Which events may come while the stream waits for its start, and while a choice is open or finished."""
 
+_OF_NO_CHOICE = frozenset({StreamStarted, UsageReported, ProviderExtra, AttemptFailed, StreamContinued})
+
 
 class Lifecycle:
     """Follows one stream and says which of its events are legal."""
@@ -91,6 +93,11 @@ class Lifecycle:
         if type(event) not in LEGAL[self._state(event)]:
             return False
         match event:
+            case TextDelta() | ReasoningDelta() | RefusalDelta():
+                self._open.add(event.index)
+            case ChoiceFinished(index=index):
+                self._finished.add(index)
+                self._open.discard(index)
             case StreamStarted():
                 self.has_started = True
             case ToolCallStarted(call_index=call_index, index=index):
@@ -100,11 +107,6 @@ class Lifecycle:
                 self._open.add(index)
             case ToolCallDelta(call_index=call_index, index=index):
                 return (index, call_index) in self._calls
-            case ChoiceFinished(index=index):
-                self._finished.add(index)
-                self._open.discard(index)
-            case TextDelta() | ReasoningDelta() | RefusalDelta():
-                self._open.add(event.index)
             case _:
                 pass
         return True
@@ -112,8 +114,6 @@ class Lifecycle:
     def _state(self, event: Event) -> str:
         if not self.has_started:
             return "waiting"
-        match event:
-            case StreamStarted() | UsageReported() | ProviderExtra() | AttemptFailed() | StreamContinued():
-                return "open"
-            case _:
-                return "finished" if event.index in self._finished else "open"
+        if type(event) in _OF_NO_CHOICE:
+            return "open"
+        return "finished" if event.index in self._finished else "open"  # type: ignore[union-attr]  # all others have one

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
@@ -28,6 +30,7 @@ from gateway.logs import (
     MAX_MESSAGE_CHARACTERS,
     LibraryHandler,
     LogWriter,
+    bound_ids,
     clean,
     clean_words,
     configure_logs,
@@ -153,6 +156,29 @@ def test_what_is_bound_of_the_call_is_on_every_line(log: Log) -> None:
     assert third.items() >= ids.items()
     assert not last.keys() & ids.keys()
     assert not [line for line in log.lines if line.keys() & {"prompt", "other"}]
+
+
+def test_ids_are_bound_as_structlog_would_and_let_go_of(log: Log) -> None:
+    """Those that were bound outside are back afterwards, whatever happened inside."""
+    logger = structlog.get_logger()
+    with bound_ids(request_id="r1", trace_id="t1"):
+        with suppress(RuntimeError), bound_ids(request_id="r2"):
+            logger.info("inner")
+            assert structlog.contextvars.get_contextvars() == {"request_id": "r2", "trace_id": "t1"}
+            raise RuntimeError
+        logger.info("outer")
+    logger.info("none")
+    assert structlog.contextvars.get_contextvars() == {}
+    found = [(line.get("request_id"), line.get("trace_id")) for line in log.lines]
+    assert found == [("r2", "t1"), ("r1", "t1"), (None, None)]
+
+
+def test_ids_that_are_let_go_of_elsewhere_are_no_error() -> None:
+    """The garbage of a loop that was closed ends in no context of its own."""
+    bound = bound_ids(request_id="r1")
+    copy_context().run(bound.__enter__)
+    bound.__exit__(None, None, None)
+    assert structlog.contextvars.get_contextvars() == {}
 
 
 def test_half_characters_do_no_harm(log: Log, tmp_path: Path) -> None:

@@ -939,7 +939,7 @@ async def test_a_log_that_cannot_be_written_spoils_no_answer(monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:
         raise BrokenPipeError
 
-    methods = {"info": refuse, "warning": refuse, "is_enabled_for": lambda *_: True}
+    methods = {"info": refuse, "warning": refuse, "is_enabled_for": lambda *_: True, "bind": lambda self: self}
     monkeypatch.setattr("middleware.observe.log", type("Log", (), methods)())
     found = await observing.run(BEGIN, END)
     assert found.total("millrace_requests_total", outcome="completed") == 1
