@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import structlog
 from aiohttp import web
 from msgspec.structs import replace
-from structlog.contextvars import bound_contextvars
 
 from gateway.core.call import Call, Flow, Route
 from gateway.core.errors import (
@@ -38,6 +37,7 @@ from gateway.core.ledger import Ledger, NoLedger
 from gateway.core.trace import NO_TRACER, Trace, Tracer
 from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
+from gateway.logs import bound_ids
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
 from gateway.stream import ClientStream
 
@@ -176,7 +176,7 @@ class Server:
         except ClientError as error:
             pipeline = compose(self._middlewares, _refuse(error))
         trace = self._tracer.begin(call)
-        with bound_contextvars(request_id=call.request_id, **trace.log_fields):
+        with bound_ids(request_id=call.request_id, **trace.log_fields):
             try:
                 if call.stream:
                     response = await self._stream(request, call, trace, dialect, pipeline)

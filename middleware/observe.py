@@ -464,9 +464,12 @@ class _Observed:
         if not logger.is_enabled_for(level):
             return
         fields = self._line(met, now_s)
-        for name, value in (("http_status", http_status), ("error_type", error_type), ("code", code)):
-            if value:
-                fields[name] = value
+        if http_status:
+            fields["http_status"] = http_status
+        if error_type:
+            fields["error_type"] = error_type
+        if code:
+            fields["code"] = code
         write = logger.info if level == logging.INFO else logger.warning
         with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
             write("stream.finished", **fields)
@@ -504,7 +507,7 @@ class _Observed:
             fields["max_gap_s"] = _rounded(progress.max_gap_s or None)
         if met:
             fields["slo"] = dict(met)
-        fields |= {name: value for name, value in self._rarities().items() if value}
+        self._add_rarities(fields)
         if self._outcome == "client_aborted":
             fields["client_abort_phase"] = progress.phase
         return fields
@@ -520,19 +523,27 @@ class _Observed:
             return None
         return self._started_at_s - progress.asked_at_s + max(0.0, progress.first_at_s - self._spoke_at_s)
 
-    def _rarities(self) -> Mapping[str, float | None]:
-        """Return what is only in the line of a call in which there was any of it."""
+    def _add_rarities(self, fields: dict[str, object]) -> None:
+        """Add what is only in the line of a call in which there was any of it."""
         progress, usage = self.progress, self.progress.usage
-        return {
-            "reasoning_tokens": usage.reasoning_tokens if usage else None,
-            "cache_read_input_tokens": usage.cached_input_tokens if usage else None,
-            "cache_write_input_tokens": usage.cache_write_input_tokens if usage else None,
-            "wasted_tokens": self._wasted_tokens,
-            "stalls": len(progress.stalls) if self._is_stream else 0,
-            "stall_s": _rounded(progress.stall_s) if self._is_stream else 0.0,
-            "failover_lost_s": _rounded(progress.lost_s) if self._is_stream else 0.0,
-            "backpressure_s": _rounded(progress.paused_s),
-        }
+        if usage is not None:
+            counts = (
+                ("reasoning_tokens", usage.reasoning_tokens),
+                ("cache_read_input_tokens", usage.cached_input_tokens),
+                ("cache_write_input_tokens", usage.cache_write_input_tokens),
+            )
+            fields |= {name: count for name, count in counts if count}
+        if self._wasted_tokens:
+            fields["wasted_tokens"] = self._wasted_tokens
+        if self._is_stream:
+            if progress.stalls:
+                fields["stalls"] = len(progress.stalls)
+            if progress.stalls and (stall_s := round(progress.stall_s, 6)):
+                fields["stall_s"] = stall_s
+            if progress.losses and (lost_s := round(progress.lost_s, 6)):
+                fields["failover_lost_s"] = lost_s
+        if paused_s := round(progress.paused_s, 6):
+            fields["backpressure_s"] = paused_s
 
 
 class _WatchedFlow:
