@@ -46,7 +46,6 @@ from gateway.core.errors import (
     UnknownModel,
     UpstreamError,
 )
-from gateway.core.events import Event
 from gateway.core.ledger import Settlement
 from gateway.core.meters import OTHER, Counter, Gauge, Histogram, Meters, upstream_label
 from gateway.core.progress import Objective, Phase, Progress
@@ -83,14 +82,8 @@ class Observe:
         """Hand the call on and watch what comes back."""
         clock = self._clock
         observed = _Observed(call, self._telemetry, self._model(call.route), clock)
-        add = observed.progress.add
-
-        def watch(events: Sequence[Event]) -> None:
-            send(events)
-            add(events, clock())
-
         try:
-            await call_next(observed.watched(call), watch)
+            await call_next(observed.watched(call), observed.progress.watching(send, clock))
         except BaseException as error:
             observed.end(error)
             raise

@@ -1,8 +1,8 @@
 """How one answer goes, as its client has it: phases, gaps, stalls, failovers, and whether it was good.
 
-Told of every batch when it has been handed on. A gap is the time from one delivery of tokens to the next, whatever
-happened in between: pauses while another attempt was made are part of it. Time in which the client itself did not read
-is not; and a wait for the first token is no gap, it has a name and an objective of its own.
+Told of every batch by handing it on (``Progress.watching``). A gap is the time from one delivery of tokens to the next,
+whatever happened in between: pauses while another attempt was made are part of it. Time in which the client itself did
+not read is not; and a wait for the first token is no gap, it has a name and an objective of its own.
 
 Most of a stream is text in even steps, which costs a subtraction and a comparison for each delivery. What comes closer
 to a look is the first token, what is longer than any gap before, and what follows an attempt that failed.
@@ -143,17 +143,28 @@ class Progress:
 
     # --- what happens
 
-    def add(self, events: Sequence[Event], now_s: float) -> None:
-        """Take in a batch, of at least one event, that has just been handed on."""
-        for event in events:
-            if type(event) is not TextDelta:
-                self._add_mixed(events, now_s)
-                return
-        gap_s = now_s - self.last_at_s
-        if gap_s > self._alarm_s or self.content_at_s is None:
-            self._look(gap_s, now_s, is_content=True)
-        self.last_at_s = now_s
-        self.delta_count += len(events)
+    def watching(
+        self, send: Callable[[Sequence[Event]], None], clock: Callable[[], float]
+    ) -> Callable[[Sequence[Event]], None]:
+        """Return a ``send`` that hands a batch, of at least one event, on to ``send``, and takes it in.
+
+        It is called for every token: that it is one function, and not one that calls another, is a tenth of it.
+        """
+
+        def hand_on(events: Sequence[Event]) -> None:
+            send(events)
+            now_s = clock()
+            for event in events:
+                if type(event) is not TextDelta:
+                    self._add_mixed(events, now_s)
+                    return
+            gap_s = now_s - self.last_at_s
+            if gap_s > self._alarm_s or self.content_at_s is None:
+                self._look(gap_s, now_s, is_content=True)
+            self.last_at_s = now_s
+            self.delta_count += len(events)
+
+        return hand_on
 
     def note_failed_attempt(self, started_at_s: float) -> None:
         """An attempt has failed that began then; it is not said that there will be another."""

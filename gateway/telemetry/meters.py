@@ -13,13 +13,13 @@ overflow is counted. Code that must not be measured gets ``Meters`` over a slab 
 
 from __future__ import annotations
 
-import math
 import time
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Final
 
 from gateway.telemetry.catalogue import BY_NAME, Kind, Metric
@@ -86,7 +86,7 @@ class Counter:
 
     def inc(self, amount: float = 1.0) -> None:
         """Add to it; what is not above zero, or not finite, adds nothing."""
-        if 0.0 < amount < math.inf:
+        if 0.0 < amount < inf:
             self._cells[0] += amount
 
 
@@ -122,7 +122,7 @@ class Histogram:
 
     def observe(self, value: float, exemplar_trace_id: str | None = None) -> None:
         """Count a value; one below zero, or not finite, is none. With a trace it can be an example of its bucket."""
-        if 0.0 <= value < math.inf:
+        if 0.0 <= value < inf:
             cells = self._cells
             bucket = bisect_left(self._bounds, value)
             cells[bucket] += 1.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -35,10 +36,14 @@ class Going:
     def __init__(self, **options: Any) -> None:
         self.phases: list[tuple[Phase, Phase]] = []
         self.progress = Progress(100.0, SLO, note_phase=lambda *both: self.phases.append(both), **options)
+        self.now_s = 100.0
+        self.handed_on: list[Sequence[Event]] = []
+        self._send = self.progress.watching(self.handed_on.append, lambda: self.now_s)
 
     def add(self, at_s: float, *events: Event) -> Progress:
         """Hand on a batch so many seconds after the request."""
-        self.progress.add(list(events), 100.0 + at_s)
+        self.now_s = 100.0 + at_s
+        self._send(list(events))
         return self.progress
 
     def end(
