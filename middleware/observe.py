@@ -15,6 +15,9 @@ client that left had generated, and what was generated twice around a seam.
 Of the attempts that a call took the line says how many there were, and where: ``targets`` is the way it went,
 ``target`` gave the first token, as the client was told, and ``last_target`` the rest where that was another. What each
 of them cost has a line of its own, in the ledger's log.
+
+What is counted of a model and its targets is bound once and kept, and the fields of a line are collected only where the
+log's level wants it: a short answer cost the whole chain twice the CPU when each count was asked for by its labels.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 import structlog
@@ -555,10 +559,8 @@ class _WatchedFlow:
         """Whether the answer has begun."""
         return self._flow.is_committed
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether reading from the provider should pause."""
-        return self._flow.is_paused
+    is_paused = property(attrgetter("_flow.is_paused"), doc="Whether reading from the provider should pause.")
+    """Asked for every token: this is no function of Python's."""
 
     async def wait(self) -> None:
         """Return when the client takes more; raises ``ClientGone`` when it never will."""

@@ -132,3 +132,15 @@ def test_never_more_is_spent_than_was_put_in(
 def test_any_clock_will_do(now_s: float) -> None:
     """Where a monotonic clock begins is not said."""
     assert taken(make_budget(100, now_s=now_s), 1.0, now_s) == 10
+
+
+def test_a_window_that_was_cleared_begins_again_within_the_same_step() -> None:
+    """What is put in after that is counted, and in this window alone."""
+    window, other = Window(10.0), Window(10.0)
+    window.add(1.0, count=3, amount=1.5)
+    window.clear()
+    assert window.sums(1.0) == (0, 0.0)
+    window.add(1.0, count=1, amount=0.5)
+    assert window.sums(1.0) == (1, 0.5)
+    other.add(1.0, count=2)
+    assert (window.sums(1.0), other.sums(1.0)) == ((1, 0.5), (2, 0.0))

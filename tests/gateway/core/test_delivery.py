@@ -127,6 +127,25 @@ def test_the_transcript_is_what_was_delivered(client: Client) -> None:
         assert (one.finish_reason, one.character_count) == (other.finish_reason, other.character_count)
 
 
+def test_the_transcript_is_the_same_whenever_it_is_looked_at() -> None:
+    """What was passed on last is in it at once, and once."""
+    batches: list[list[Event]] = [
+        [START, TextDelta("a")], [TextDelta("b")], [ReasoningDelta("r")], [ReasoningDelta("s"), TextDelta("c")],
+        [TextDelta("d"), TextDelta("e")], [TextDelta("f")], [UsageReported(Usage(3, 5))], [STOP],
+    ]  # fmt: skip
+    for looked_at in range(2 ** len(batches)):
+        client, reference = Client(), Transcript()
+        for number, batch in enumerate(batches):
+            client.delivery.send(batch)
+            reference.add(batch)
+            if looked_at >> number & 1:
+                got = client.delivery.transcript
+                assert (got.choice().text, got.delta_count) == (reference.choice().text, reference.delta_count)
+        got = client.delivery.transcript
+        assert (got.choice().text, got.choice().reasoning, got.delta_count) == ("abcdef", "rs", 8)
+        assert (got.usage, got.choice().finish_reason) == (Usage(3, 5), "stop")
+
+
 def test_a_transcript_that_has_begun_elsewhere_is_gone_on_with() -> None:
     """It is the very same object, for whoever is asked next."""
     begun = Transcript()
