@@ -25,11 +25,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import structlog
 from msgspec import structs
@@ -244,24 +244,11 @@ class _Observed:
     def shown(self) -> Mapping[str, object]:
         """Return how the call goes now, or how it ended."""
         progress, ended_at_s = self.progress, self._ended_at_s
-        now_s = self._clock() if ended_at_s is None else ended_at_s
-        asked_at_s, tokens_per_s, ttft_s = progress.asked_at_s, progress.tokens_per_s, progress.ttft_s
-        idle_s = None if ended_at_s is not None else round(now_s - max(progress.last_at_s, asked_at_s), 6)
-        return {
-            "id": self._request_id,
-            "endpoint": self._endpoint,
-            "model": self._model.name,
-            "target": progress.last_target[:MAX_SHOWN_CHARACTERS] or None,
-            "stream": self._is_stream,
-            "phase": progress.phase,
-            "tokens": progress.token_count,
-            "tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 3),
-            "ttft_s": None if ttft_s is None else round(ttft_s, 6),
-            "idle_s": idle_s,
-            "age_s": round(now_s - asked_at_s, 6),
-            "attempts": self._settled_count if ended_at_s is not None else progress.attempt_count,
-            "outcome": self._outcome or None,
-        }
+        target = progress.last_target[:MAX_SHOWN_CHARACTERS]
+        facts = (self._request_id, self._endpoint, self._model.name, target, self._is_stream, self._outcome)
+        if ended_at_s is not None:
+            return _Ended(progress, facts, ended_at_s, self._settled_count)
+        return _shown(progress, facts, self._clock(), progress.attempt_count)
 
     def drain(self) -> None:
         """The gateway is stopping, and waits for the call."""
@@ -367,6 +354,7 @@ class _Observed:
             self._count_stream(met)
         self._live.end(self, is_kept=outcome != "rejected")
         self._tell(error, met, now_s)
+        progress.let_go()
 
     def _end_progress(self, error: BaseException, now_s: float) -> None:
         """End the progress of a call that did not end whole."""
@@ -541,6 +529,60 @@ class _Observed:
                 fields["failover_lost_s"] = lost_s
         if paused_s := round(progress.paused_s, 6):
             fields["backpressure_s"] = paused_s
+
+
+_Facts: TypeAlias = tuple[str, str, str, str, bool, str]
+"""Of a call: its id, its endpoint, its model, who answers, whether it streams, and its outcome if it has one."""
+
+
+def _shown(progress: Progress, facts: _Facts, now_s: float, attempt_count: int) -> Mapping[str, object]:
+    request_id, endpoint, model, target, is_stream, outcome = facts
+    return {
+        "id": request_id,
+        "endpoint": endpoint,
+        "model": model,
+        "target": target or None,
+        "stream": is_stream,
+        "phase": progress.phase,
+        "tokens": progress.token_count,
+        "tokens_per_s": _rounded(progress.tokens_per_s, 3),
+        "ttft_s": _rounded(progress.ttft_s),
+        "idle_s": None if outcome else _rounded(now_s - max(progress.last_at_s, progress.asked_at_s)),
+        "age_s": _rounded(now_s - progress.asked_at_s),
+        "attempts": attempt_count,
+        "outcome": outcome or None,
+    }
+
+
+class _Ended(Mapping[str, object]):
+    """How a call ended. It is put together when somebody looks: every call ends, and few are ever looked at.
+
+    It keeps the call's progress, which lets go of the answer, see ``Progress.let_go``.
+    """
+
+    __slots__ = ("_attempt_count", "_ended_at_s", "_facts", "_progress")
+
+    def __init__(self, progress: Progress, facts: _Facts, ended_at_s: float, attempt_count: int) -> None:
+        self._progress = progress
+        self._facts = facts
+        self._ended_at_s = ended_at_s
+        self._attempt_count = attempt_count
+
+    def _shown(self) -> Mapping[str, object]:
+        return _shown(self._progress, self._facts, self._ended_at_s, self._attempt_count)
+
+    def __getitem__(self, name: str) -> object:
+        return self._shown()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shown())
+
+    def __len__(self) -> int:
+        return len(self._shown())
+
+    def items(self) -> ItemsView[str, object]:
+        """Return all of it, put together once."""
+        return self._shown().items()
 
 
 class _WatchedFlow:

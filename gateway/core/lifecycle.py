@@ -53,6 +53,8 @@ LEGAL: dict[str, frozenset[type]] = {
 """Which events may come while the stream waits for its start, and while a choice is open or finished."""
 
 _OF_NO_CHOICE = frozenset({StreamStarted, UsageReported, ProviderExtra, AttemptFailed, StreamContinued})
+_UNFOLLOWED = frozenset({UsageReported, ProviderExtra, AttemptFailed, StreamContinued, CheckpointReached})
+"""What makes no difference to what is legal next."""
 
 
 class Lifecycle:
@@ -90,8 +92,11 @@ class Lifecycle:
         return False
 
     def _is_legal(self, event: Event) -> bool:
-        if type(event) not in LEGAL[self._state(event)]:
+        kind = type(event)
+        if kind not in LEGAL[self._state(event)]:
             return False
+        if kind in _UNFOLLOWED:
+            return True
         match event:
             case TextDelta() | ReasoningDelta() | RefusalDelta():
                 self._open.add(event.index)
@@ -107,8 +112,6 @@ class Lifecycle:
                 self._open.add(index)
             case ToolCallDelta(call_index=call_index, index=index):
                 return (index, call_index) in self._calls
-            case _:
-                pass
         return True
 
     def _state(self, event: Event) -> str:

@@ -100,6 +100,8 @@ def upstream_label(route: Route, target: Target | str) -> str:
     that no client can make up a label.
     """
     name = str(target)
+    if target in route.targets and route.name != OTHER:
+        return name  # as good as always
     if not name:
         return NOBODY
     if route.name != OTHER and any(name == str(one) for one in route.targets):

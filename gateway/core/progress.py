@@ -37,6 +37,7 @@ Resolution = Literal["recovered", "failed_over", "gave_up", "client_left"]
 FailurePhase = Literal["pre_first_token", "mid_stream"]
 Objective = Literal["ttft", "tpot", "smooth", "complete", "all"]
 
+_TOKENS: Final = frozenset(TOKEN_EVENTS)
 _NO_TIME_S: Final = 1e-9
 """What was moved on by a pause, and back, may be off by its last bit."""
 
@@ -198,6 +199,15 @@ class Progress:
         self.max_gap_s = max(self.max_gap_s, gap_s)
         self._note_stall(gap_s, "gave_up" if has_client else "client_left")
 
+    def let_go(self) -> None:
+        """All is told: forget the answer, and all names, which may be long; numbers are left for who remembers it."""
+        self.started = None
+        self.note = _forget
+        self.target = self.last_target = self._speaker = ""
+        self.targets = []
+        self.failovers, self.seams = _NO_FAILOVERS, _NO_SEAMS
+        self.stalls, self.losses = _NO_STALLS, _NO_LOSSES
+
     def pass_by(self, target: str) -> None:
         """Write down that the call has been at a target, unless it still is."""
         targets = self.targets
@@ -296,7 +306,7 @@ class Progress:
 
     def _add_mixed(self, events: Sequence[Event], now_s: float) -> None:
         for event in events:
-            if type(event) is not TextDelta and not isinstance(event, TOKEN_EVENTS):
+            if type(event) not in _TOKENS:
                 self._note(event)
                 continue
             is_content = type(event) is not ReasoningDelta

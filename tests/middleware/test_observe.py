@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 from collections.abc import Mapping
 from typing import Any, Unpack
 
@@ -927,6 +929,31 @@ async def test_of_a_long_name_only_the_beginning_is_shown() -> None:
     await observing.run([StreamStarted("c", "m", target="openai/" + "x" * 10_000), TextDelta("a")])
     (ended,) = observing.live.shown()["recent"]
     assert ended["target"] == ("openai/" + "x" * 10_000)[:MAX_SHOWN_CHARACTERS]
+
+
+async def test_an_end_that_nobody_has_looked_at_holds_nothing_of_the_answer() -> None:
+    """Neither its first piece nor a name: that of a target may be ten megabytes long."""
+    observing = Observing()
+
+    class Name(str):
+        """One that can be asked whether it is still there."""
+
+        __slots__ = ("__weakref__",)
+
+    async def ask() -> list[weakref.ref[Name]]:
+        names = [Name("openai/" + letter * 10_000) for letter in "abc"]
+        slow, start = [failed(names[0], 1), StreamStarted("c", "m", target=names[1])], names[2]
+        seam = [continued(start, names[1], 2), TextDelta("b")]
+        await observing.play([*slow, TextDelta("a")], 5.0, [failed(names[1], 2)], seam, 5.0, [TextDelta("c")])
+        return [weakref.ref(name) for name in names]
+
+    names = await ask()
+    observing.lines.clear()
+    gc.collect()
+    assert [name() for name in names] == [None] * 3
+    (ended,) = observing.live.shown()["recent"]
+    assert ended["target"] == ("openai/" + "c" * 10_000)[:MAX_SHOWN_CHARACTERS]
+    assert (ended["tokens"], ended["age_s"], ended["outcome"]) == (3, 10.0, "completed")
 
 
 # --- whatever happens
