@@ -9,7 +9,7 @@ import asyncio
 import os
 import platform
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields
 from functools import partial
@@ -25,9 +25,9 @@ from gateway.admin import Admin
 from gateway.config import Config, MiddlewareConfig, ModelConfig, ProviderConfig, build_options
 from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
-from gateway.core.meters import OTHER, Meters
+from gateway.core.meters import Meters
 from gateway.core.progress import Slo
-from gateway.guard import LAST_REQUEST_S, ConnectionGuard, Gate, OriginRule
+from gateway.guard import LAST_REQUEST_S, ConnectionGuard, Gate, Handler, OriginRule
 from gateway.ledger import LogLedger
 from gateway.logs import current_writer
 from gateway.page import show_page, show_part
@@ -54,6 +54,8 @@ LAST_BYTES_S = 10.0
 """How long the end of an answer may take to reach a slow client when the gateway has nothing else to do."""
 
 SIMULATOR_MODEL = "mill"
+
+BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Gateway:
@@ -98,10 +100,14 @@ class Gateway:
         tracer = make_tracer(self.config, providers)
         tracer.start()
         self._open.push_async_callback(asyncio.to_thread, tracer.shutdown)
-        server = self._server = self._make_server(
-            Upstream(providers, session, fresh, meters=self._telemetry.meters), tracer
-        )
-        await self._speak_http(server)
+        options = self.config.server
+        guard = self._guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
+        self._open.callback(guard.close)
+        rule = OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins))
+        gate = Gate(rule, guard, partial(_count_answer, self._telemetry.meters))
+        upstream = Upstream(providers, session, fresh, meters=self._telemetry.meters)
+        server = self._server = self._make_server(upstream, tracer, gate)
+        await self._speak_http(server, gate)
         self._sample(server, tracer)
 
     def serve(self, sockets: Sequence[socket.socket]) -> None:
@@ -191,13 +197,14 @@ class Gateway:
         self._open.push_async_callback(simulator.stop)
         return f"http://127.0.0.1:{port}/v1"
 
-    def _make_server(self, upstream: Upstream, tracer: Tracer) -> Server:
+    def _make_server(self, upstream: Upstream, tracer: Tracer, gate: Gate) -> Server:
         options = self.config.server
         return Server(
             middlewares=instrument(self.middlewares, self._telemetry),
             endpoint=upstream,
             route=make_router(self.config),
             models=self.models,
+            port=gate,
             options=ServerOptions(
                 heartbeat_s=options.heartbeat_s,
                 body_timeout_s=options.body_timeout_s,
@@ -207,20 +214,17 @@ class Gateway:
             tracer=tracer,
         )
 
-    async def _speak_http(self, server: Server) -> None:
-        """Put the public port's application, and the guard of its connections, before ``server``."""
-        options = self.config.server
-        guard = self._guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
-        self._open.callback(guard.close)
-        gate = Gate(OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins)), guard)
-        app = web.Application(client_max_size=options.max_body_bytes, middlewares=[gate.handle])
-        app.on_response_prepare.append(gate.add_headers)
-        app.on_response_prepare.append(partial(_count_response, self._telemetry.meters))
+    async def _speak_http(self, server: Server, gate: Gate) -> None:
+        """Put the public port's application, and its gate, before ``server``."""
+        app = web.Application(client_max_size=self.config.server.max_body_bytes, middlewares=[gate.handle])
+        app.on_response_prepare.append(gate.sign)
         add_routes(app, server)
         runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
         self._open.push_async_callback(runner.cleanup)
         await runner.setup()
         self._http = cast("web.Server", runner.server)
+        application = cast("Handler", self._http.request_handler)
+        self._http.request_handler = cast("BaseHandler", gate.before(application, call_paths(server)))
 
     def _sample(self, server: Server, tracer: Tracer) -> None:
         """Look a few times a second at what is only known by looking."""
@@ -237,18 +241,24 @@ class Gateway:
 
 def add_routes(app: web.Application, server: Server) -> None:
     """Give the public port its paths; a name up to its dot is what metrics call the route."""
-    app.router.add_post("/v1/chat/completions", server.chat_completions, name="chat_completions")
-    app.router.add_post("/api/chat/stream", server.chat_stream, name="chat_stream")
+    for path, (name, handler) in call_paths(server).items():
+        app.router.add_post(path, handler, name=name)
     app.router.add_get("/v1/models", server.list_models, name="models")
     app.router.add_get("/v1/models/{id:.+}", server.show_model, name="models.one")
     app.router.add_get("/", show_page, name="page")
     app.router.add_get("/page/{name}", show_part, name="page.part")
 
 
-async def _count_response(meters: Meters, request: web.Request, response: web.StreamResponse) -> None:
-    """Count an answer when its status is fixed."""
-    route = (request.match_info.route.name or OTHER).partition(".")[0]
-    meters.counter("millrace_http_responses_total", route, str(response.status)).inc()
+def call_paths(server: Server) -> dict[str, tuple[str, Handler]]:
+    """Return where calls are posted to, each with the name of its route and what handles it."""
+    return {
+        "/v1/chat/completions": ("chat_completions", server.chat_completions),
+        "/api/chat/stream": ("chat_stream", server.chat_stream),
+    }
+
+
+def _count_answer(meters: Meters, route: str, status: int) -> None:
+    meters.counter("millrace_http_responses_total", route, str(status)).inc()
 
 
 def make_telemetry(config: Config, slab: Slab, live: LiveTable, samples: list[Callable[[], None]]) -> Telemetry:

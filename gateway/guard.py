@@ -19,7 +19,7 @@ import asyncio
 import re
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 
 from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout
+from gateway.core.meters import OTHER
 from gateway.dialects import DIALECTS
+from gateway.reply import Reply
 from gateway.server import REQUEST_ID, error_response
 
 log = structlog.get_logger()
@@ -299,11 +301,35 @@ class OriginRule:
 
 
 class Gate:
-    """What every request of the public port passes, on its way in and on its way out."""
+    """What every request of the public port passes, on its way in and on its way out.
 
-    def __init__(self, rule: OriginRule, guard: ConnectionGuard) -> None:
+    ``note`` is told the route and the status of every answer. A call goes straight to its handler (``before``); aiohttp
+    finds its way for everything else, with a router, middlewares and signals.
+    """
+
+    def __init__(self, rule: OriginRule, guard: ConnectionGuard, note: Callable[[str, int], None]) -> None:
         self._rule = rule
         self._guard = guard
+        self._note = note
+
+    def before(self, application: Handler, calls: Mapping[str, tuple[str, Handler]]) -> Handler:
+        """Return what handles all requests: ``calls``, by the paths they are posted to, and the rest ``application``.
+
+        It gets a call too that is not the usual one: under another spelling, or that waits for a word before its body.
+        """
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            found = calls.get(request.path) if request.method == "POST" else None
+            if found is None or "expect" in request.headers:
+                return await application(request)
+            endpoint, handler = found
+            response = await self.handle(request, handler)
+            if not isinstance(response, Reply):
+                self._head(request, response)
+                self.count(endpoint, response.status)
+            return response
+
+        return handle
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -324,13 +350,27 @@ class Gate:
             response.force_close()
         return response
 
-    async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Give a response its request id, and a browser its permission, before its headers are written."""
-        response.headers["server"] = "millrace"
-        response.headers["x-request-id"] = request[REQUEST_ID]
-        response.headers.update(self._rule.headers(request.headers.get("origin")))
+    async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Give a response its request id, and a browser its permission, before its headers are written; count it."""
+        self._head(request, response)
+        self.count((request.match_info.route.name or OTHER).partition(".")[0], response.status)
+
+    def heading(self, request: web.BaseRequest) -> Mapping[str, str]:
+        """Return the headers of every answer."""
+        fields = {"server": "millrace", "x-request-id": request[REQUEST_ID]}
+        if self._rule.origins:
+            fields |= self._rule.headers(request.headers.get("origin"))
         if self._guard.closes:
-            response.headers["connection"] = "close"
+            fields["connection"] = "close"
+        return fields
+
+    def count(self, endpoint: str, status: int) -> None:
+        """An answer has got its status."""
+        self._note(endpoint, status)
+
+    def _head(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        response.headers.update(self.heading(request))
+        if self._guard.closes:
             response.force_close()
 
 

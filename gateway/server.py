@@ -39,6 +39,7 @@ from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
 from gateway.logs import bound_ids
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
+from gateway.reply import Port, Reply
 from gateway.stream import ClientStream
 
 log = structlog.get_logger()
@@ -66,8 +67,9 @@ class ServerOptions:
 class Server:
     """Handles requests. ``route`` finds where calls for a model may go, ``models`` lists what may be asked for.
 
-    Every attempt that is made for one is settled in ``ledger``. ``tracer`` begins a trace of each, which whoever
-    observes the call ends; its ids are on every line that is logged meanwhile, and the client is told of them.
+    Answers go out of ``port``. Every attempt that is made for one is settled in ``ledger``. ``tracer`` begins a trace
+    of each, which whoever observes the call ends; its ids are on every line that is logged meanwhile, and the client
+    is told of them.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Server:
         endpoint: Next,
         route: Callable[[str], Route],
         models: Sequence[str],
+        port: Port,
         options: ServerOptions,
         ledger: Ledger = NoLedger(),  # noqa: B008, it has no state
         tracer: Tracer = NO_TRACER,
@@ -86,6 +89,7 @@ class Server:
         self._pipeline = compose(middlewares, endpoint)
         self._route = route
         self._models = tuple(models)
+        self._port = port
         self._options = options
         self._ledger = ledger
         self._tracer = tracer
@@ -165,7 +169,7 @@ class Server:
             dialect=name,
             model=self._models[0] if self._models else "",
             credential=_credential(request),
-            headers={key: value for key in FORWARDED_HEADERS if (value := request.headers.get(key))},
+            headers=_forwarded(request),
             received_at_s=time.monotonic(),
             created_unix_s=int(time.time()),
             ledger=self._ledger,
@@ -179,14 +183,12 @@ class Server:
         with bound_ids(request_id=call.request_id, **trace.log_fields):
             try:
                 if call.stream:
-                    response = await self._stream(request, call, trace, dialect, pipeline)
-                else:
-                    response = await self._answer(_traced(call, trace), dialect, pipeline)
+                    return await self._stream(request, call, trace, dialect, pipeline)
+                return await self._answer(_traced(call, trace), dialect, pipeline)
             except GatewayError as error:
                 response = error_response(error, call.request_id, dialect)
-        if not response.prepared:
             response.headers.update(_trace_headers(trace))
-        return response
+            return response
 
     async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
         """Read the body into the call; a caller without a key is refused before a byte of it is read."""
@@ -197,10 +199,18 @@ class Server:
         return replace(call, received_at_s=time.monotonic(), route=self._route(call.model))
 
     async def _body(self, request: web.Request) -> bytes:
-        limit_bytes = request.client_max_size
+        """Return the body. That of most requests is there already, and nothing has to wait for it."""
+        limit_bytes, content = request.client_max_size, request.content
         try:
             if (request.content_length or 0) > limit_bytes:
                 raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
+            if content.is_eof():
+                body = content.read_nowait()
+                while not content.at_eof():
+                    body += content.read_nowait()
+                if len(body) > limit_bytes:
+                    raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
+                return body
             async with asyncio.timeout(self._options.body_timeout_s):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge as error:
@@ -219,66 +229,50 @@ class Server:
             if error.args == (DRAINED,):
                 raise _stopping() from error
             raise
-        started = next((event for event in events if isinstance(event, StreamStarted)), None)
-        headers = _target_headers(started)
-        return web.Response(body=dialect.answer(call, events), content_type="application/json", headers=headers)
+        started = next((event for event in events if type(event) is StreamStarted), None)
+        headers = {"content-type": "application/json", **_target_headers(started), **_trace_headers(call.trace)}
+        return Reply(self._port, call.endpoint, headers, dialect.answer(call, events))
 
     async def _stream(
         self, request: web.Request, call: Call, trace: Trace, dialect: Dialect, pipeline: Next
     ) -> web.StreamResponse:
-        """Run the pipeline beside the connection: when the client leaves, it is cancelled at once."""
+        """Run the pipeline into the client's socket: when the client leaves, aiohttp cancels it at once."""
+        headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_trace_headers(trace)}
+        reply = Reply(self._port, call.endpoint, headers)
+
+        def begin(started: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
+            transport = request.transport
+            if transport is None or transport.is_closing():
+                raise ClientGone("the client has left")
+            head = reply.head(request, _target_headers(started))
+            request.writer.output_size += len(head)  # by which aiohttp knows that no other answer can be sent
+            return transport, head
+
         options = self._options
         stream = ClientStream(
-            dialect.encoder(call), heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
+            dialect.encoder(call), begin, heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
         )
-        call = _traced(call, trace, stream)
         self._streams.add(stream)
-        work = asyncio.ensure_future(_guarded(pipeline(call, stream.send), call))
-        work.add_done_callback(stream.wake)
         try:
-            await stream.committed
-            if not stream.has_begun:
-                await work  # raises what is to be told by a status
-            response = await self._commit(request, stream, trace, dialect)
-            await self._end(work, stream, response)
+            await _guarded(pipeline(_traced(call, trace, stream), stream.send), call)
+            stream.finish()
+            with suppress(ConnectionError):
+                await reply.write_eof()
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):  # it is not the client who has left
-                work.cancel(DRAINED)
-                if not stream.is_open:
+                if not stream.is_committed:
                     raise _stopping() from error
                 await stream.fail(_stopping())
             raise
+        except GatewayError as error:
+            if not stream.is_committed:
+                raise  # it can still be told by a status
+            reply.force_close()
+            await stream.fail(error)
         finally:
             stream.close()
             self._streams.discard(stream)
-            await _stop(work)
-        return response
-
-    async def _commit(
-        self, request: web.Request, stream: ClientStream, trace: Trace, dialect: Dialect
-    ) -> web.StreamResponse:
-        """Fix status and headers: from here on an error can only be told in the stream."""
-        headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_target_headers(stream.started)}
-        response = web.StreamResponse(headers=headers | _trace_headers(trace))
-        response.enable_chunked_encoding()
-        try:
-            await response.prepare(request)
-        except ConnectionError as error:
-            raise ClientGone("the client has left") from error
-        transport = request.transport
-        if transport is None:
-            raise ClientGone("the client has left")
-        stream.open(transport)
-        return response
-
-    async def _end(self, work: asyncio.Future[None], stream: ClientStream, response: web.StreamResponse) -> None:
-        try:
-            await asyncio.shield(work)
-        except GatewayError as error:
-            await stream.fail(error)
-        else:
-            with suppress(ConnectionError):
-                await response.write_eof(stream.finish())
+        return reply
 
 
 def _stopping() -> GatewayStopping:
@@ -294,14 +288,6 @@ async def _guarded(work: Awaitable[None], call: Call) -> None:
     except Exception as error:
         log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
         raise InternalError("the gateway failed; the details are in its log under the request id") from error
-
-
-async def _stop(work: asyncio.Future[None]) -> None:
-    """Cancel ``work`` and wait until it has let go of its provider."""
-    if not work.done():
-        work.cancel()
-    with suppress(asyncio.CancelledError, GatewayError):
-        await work
 
 
 def _refuse(error: ClientError) -> Next:
@@ -344,6 +330,11 @@ def error_response(error: GatewayError, request_id: str, dialect: Dialect = DIAL
     if isinstance(error, RequestTooLarge | RequestTimeout):
         response.force_close()
     return response
+
+
+def _forwarded(request: web.Request) -> Mapping[str, str]:
+    get = request.headers.get
+    return {name: value for name in FORWARDED_HEADERS if (value := get(name))}
 
 
 def _credential(request: web.Request) -> str | None:

@@ -1,8 +1,8 @@
 """The client's side of one stream: where ``send`` ends, and where back-pressure begins.
 
-Until the first batch nothing is on the wire and an error can still be an HTTP status; aiohttp prepares a response
-asynchronously, so the first batch waits for that once. Every later one goes to the transport at once, in one write
-with its chunk framing around it.
+Until there is something to write nothing is on the wire, and an error can still be an HTTP status. The first batch
+goes out behind the head of the response, every later one for itself: at once, and in one write with its chunk framing
+around it. So nobody has to wait beside the pipeline for it to begin: a stream is one task.
 
 An unfinished stream is told twice, because most SDKs take a clean close for success: the dialect's error event, then
 the connection closed without the final chunk.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from gateway.core.errors import ClientGone, GatewayError
 from gateway.core.events import Event, StreamStarted
@@ -32,36 +33,54 @@ what they have not handed on yet: Chromium's ``fetch`` lost all of the answer in
 LINGER_S = 10.0
 """How long an error event may take to reach a client before its connection is aborted."""
 
+Begin = Callable[[StreamStarted | None], tuple[asyncio.WriteTransport, bytes]]
+
 
 class ClientStream:
     """One stream to one client: a ``send`` for the pipeline, a ``Flow`` for the provider's reader.
 
-    ``committed`` is done when there is something to write, an answer or a sign of life, or when the work has ended:
-    then the server prepares the response and calls ``open``, or tells by a status why it does not.
+    ``begin`` is called when there is something to write, an answer or a sign of life: it is told how the provider began
+    and returns where to write, and the response's head. It raises ``ClientGone`` when there is nobody to write to.
     """
 
-    def __init__(self, encoder: Encoder, *, heartbeat_s: float, write_timeout_s: float) -> None:
+    __slots__ = (
+        "_beat",
+        "_begin",
+        "_drain",
+        "_encoder",
+        "_heartbeat_s",
+        "_loop",
+        "_started",
+        "_transport",
+        "_writable",
+        "_write_timeout_s",
+        "_written_at_s",
+    )
+
+    def __init__(self, encoder: Encoder, begin: Begin, *, heartbeat_s: float, write_timeout_s: float) -> None:
         self._encoder = encoder
+        self._begin = begin
         self._heartbeat_s = heartbeat_s
         self._write_timeout_s = write_timeout_s
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
-        self._pending: list[bytes] = []
         self._drain: asyncio.TimerHandle | None = None
         self._written_at_s = self._loop.time()
         self._writable: asyncio.Future[None] | None = None
-        self._beat = self._loop.call_later(heartbeat_s, self._first_heartbeat)
-        self.committed: asyncio.Future[None] = self._loop.create_future()
-        self.started: StreamStarted | None = None
+        self._beat = self._loop.call_later(heartbeat_s, self._heartbeat)
+        self._started: StreamStarted | None = None
 
     # --- what the pipeline sees
 
     def send(self, events: Sequence[Event]) -> None:
-        """Write ``events`` to the client, or keep them until the response is open."""
+        """Write ``events`` to the client; what has no bytes of its own does not begin the response."""
         data = self._encoder.encode(events)
         transport = self._transport
         if transport is None:
-            self._keep(events, data)
+            if self._started is None:
+                self._started = next((event for event in events if isinstance(event, StreamStarted)), None)
+            if data:
+                self._open(data)
             return
         if not data:
             return
@@ -71,8 +90,8 @@ class ClientStream:
 
     @property
     def is_committed(self) -> bool:
-        """Whether the answer has begun, if only with a sign of life."""
-        return self._transport is not None or bool(self._pending)
+        """Whether the response has begun, if only with a sign of life, so that its status is fixed."""
+        return self._transport is not None
 
     @property
     def is_paused(self) -> bool:
@@ -89,38 +108,21 @@ class ClientStream:
     # --- what the server calls
 
     @property
-    def has_begun(self) -> bool:
-        """Whether there is something to write, so that an error can no longer be told by a status."""
-        return bool(self._pending)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the response has begun, so that its status is fixed."""
-        return self._transport is not None
-
-    @property
     def buffered_bytes(self) -> int:
         """How much was written that the client's socket has not taken."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
-    def wake(self, _: object = None) -> None:
-        """The server need not wait any longer: the work has ended, or there is something to write."""
-        if not self.committed.done():
-            self.committed.set_result(None)
-
-    def open(self, transport: asyncio.WriteTransport) -> None:
-        """The response's headers are written: from now on, so is everything else."""
-        self._beat.cancel()
-        self._transport = transport
-        if self._pending:
-            self._write(transport, b"".join(self._pending))
-            self._pending.clear()
-        self._beat = self._loop.call_later(self._heartbeat_s, self._heartbeat)
-
-    def finish(self) -> bytes:
-        """Return the dialect's own end, to be written together with the end of the body."""
+    def finish(self) -> None:
+        """Write the dialect's own end, and that of the body; raises ``ClientGone`` when nobody hears it begin."""
         self.close()
-        return self._encoder.finish()
+        end = self._encoder.finish()
+        last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(end), end) if end else b"0\r\n\r\n"
+        transport = self._transport
+        if transport is None:
+            self._transport, head = self._begin(self._started)
+            self._transport.write(head + last)
+        elif not transport.is_closing():
+            transport.write(last)
 
     async def fail(self, error: GatewayError) -> None:
         """Tell the client that its answer is not whole: by the dialect's error event, and by an end that is missing."""
@@ -145,36 +147,37 @@ class ClientStream:
 
     # --- inside
 
-    def _keep(self, events: Sequence[Event], data: bytes) -> None:
-        if self.started is None:
-            self.started = next((event for event in events if isinstance(event, StreamStarted)), None)
-        if data:
-            self._pending.append(data)
-            self.wake()
+    def _open(self, data: bytes) -> None:
+        """Begin the response, with ``data``: from now on an error can only be told in the stream."""
+        transport, head = self._begin(self._started)
+        self._transport = transport
+        self._write(transport, data, head)
 
-    def _write(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+    def _write(self, transport: asyncio.WriteTransport, data: bytes, head: bytes = b"") -> None:
         """Write ``data`` as one chunk, and pause when the client's socket does not take it."""
-        transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        transport.write(b"%b%x\r\n%b\r\n" % (head, len(data), data))
         self._written_at_s = self._loop.time()
         if transport.get_write_buffer_size() > HIGH_WATER_BYTES and self._writable is None:
             self._pause(transport)
 
-    def _first_heartbeat(self) -> None:
-        """Begin the response with a sign of life, if the dialect has one; it commits the status."""
-        if beat := self._encoder.heartbeat():
-            self._pending.append(beat)
-            self.wake()
-
     def _heartbeat(self) -> None:
         """Beat if nothing was written for as long as a beat takes, and look again when that could be so."""
-        transport, now_s = self._transport, self._loop.time()
+        now_s = self._loop.time()
         due_at_s = self._written_at_s + self._heartbeat_s
         if now_s >= due_at_s:
-            beat = self._encoder.heartbeat()
-            if beat and self._writable is None and transport is not None and not transport.is_closing():
-                self._write(transport, beat)
+            if beat := self._encoder.heartbeat():
+                self._write_beat(beat)
             due_at_s = now_s + self._heartbeat_s
         self._beat = self._loop.call_at(due_at_s, self._heartbeat)
+
+    def _write_beat(self, beat: bytes) -> None:
+        """Write a sign of life, if the client reads; with the first one the response begins."""
+        transport = self._transport
+        if transport is None:
+            with suppress(ClientGone):
+                self._open(beat)
+        elif self._writable is None and not transport.is_closing():
+            self._write(transport, beat)
 
     def _pause(self, transport: asyncio.WriteTransport) -> None:
         self._writable = self._loop.create_future()

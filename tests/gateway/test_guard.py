@@ -14,6 +14,7 @@ from gateway.guard import ConnectionGuard, OriginRule
 from tests.clock import Clock
 from tests.conftest import MakeGateway, Running, over
 from tests.eventually import eventually
+from tests.exposition import scrape
 from tests.gateway.test_server import AUTH, CLIENT_KEY
 from tests.raw_client import Answer, chat, connected, exchange, parse, request
 from tests.scripted_upstream import ScriptedUpstream, config_over, texts_of
@@ -385,3 +386,35 @@ async def test_a_connection_that_nobody_takes_over_is_closed(pair: Pair) -> None
         await pair.new.gateway.leave()
         await pair.leave()
         assert await client.read_all() == b""
+
+
+# --- the straight way of a call
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/chat/completion%73"])
+async def test_a_call_is_answered_alike_whichever_way_it_took(path: str, make_gateway: MakeGateway) -> None:
+    """The usual one goes straight to its handler, any other spelling is found by aiohttp: nobody can tell."""
+    gateway = await make_gateway(config=config(cors_origins=[ORIGIN]))
+    for body, status in ((chat(stream=False), 200), (chat(), 200), (b"{", 400)):
+        found = await exchange(gateway.url, request(path, body, origin=ORIGIN))
+        assert found.status == status
+        assert found.headers["server"] == "millrace"
+        assert found.headers["x-request-id"].startswith("req_")
+        assert found.headers["access-control-allow-origin"] == ORIGIN
+        assert "date" in found.headers
+    page = await scrape(gateway.admin_url)
+    assert page.total("millrace_http_responses_total", route="chat_completions", code="200") == 2
+    assert page.total("millrace_http_responses_total", route="chat_completions", code="400") == 1
+
+
+async def test_a_client_that_waits_for_a_word_before_its_body_gets_it(make_gateway: MakeGateway) -> None:
+    """As ``curl`` does with a long prompt."""
+    gateway = await make_gateway("openai")
+    body = json.dumps(chat(stream=False)).encode()
+    head, _, _ = request("/v1/chat/completions", body, expect="100-continue").partition(b"\r\n\r\n")
+    async with connected(gateway.url) as client:
+        await client.send(head + b"\r\n\r\n")
+        assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 Continue")
+        client.seen = b""
+        await client.send(body)
+        assert (await client.answer()).status == 200

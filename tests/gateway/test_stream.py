@@ -15,7 +15,7 @@ from gateway.core.errors import ClientGone
 from gateway.core.events import ProviderExtra, StreamStarted, TextDelta
 from gateway.dialects import DIALECTS
 from gateway.simulator import Script
-from gateway.stream import HIGH_WATER_BYTES, ClientStream
+from gateway.stream import HIGH_WATER_BYTES, Begin, ClientStream
 from tests.clock import Clock
 from tests.conftest import MakeGateway
 from tests.eventually import TIMEOUT_S, eventually
@@ -45,34 +45,96 @@ BEAT = b": keep-alive\n\n"
 # --- the stream itself
 
 
-async def test_what_is_sent_before_the_response_is_open_is_kept_and_commits() -> None:
-    """The first batch says that status and headers can be fixed, and which target gave it."""
-    stream = ClientStream(DIALECTS["openai_chat"].encoder(Call(request_id="r")), heartbeat_s=1, write_timeout_s=1)
-    assert not stream.committed.done()
-    started = StreamStarted("c1", "mill", target="up/mill")
-    stream.send([started, TextDelta("a")])
-    stream.send([ProviderExtra()])
-    assert stream.committed.done()
-    assert stream.started is started
-    assert not stream.is_paused
-    await stream.wait()
-    stream.close()
+def make_stream(begin: Begin) -> ClientStream:
+    """Return the stream of a call in OpenAI's words."""
+    encoder = DIALECTS["openai_chat"].encoder(Call(request_id="r"))
+    return ClientStream(encoder, begin, heartbeat_s=1, write_timeout_s=1)
+
+
+@asynccontextmanager
+async def socket_pair() -> AsyncIterator[tuple[asyncio.Transport, socket.socket]]:
+    """Open a connection: a transport, and the socket of who is written to."""
+    left, right = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
+    try:
+        yield transport, right
+    finally:
+        transport.abort()
+        right.close()
+        await asyncio.sleep(0)
+
+
+async def test_the_first_bytes_begin_the_response_in_one_write_with_its_head() -> None:
+    """What has none does not; who begins it is told which target has answered."""
+    told: list[StreamStarted | None] = []
+    async with socket_pair() as (transport, client):
+
+        def begin(started: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
+            told.append(started)
+            return transport, b"HEAD\r\n\r\n"
+
+        stream = make_stream(begin)
+        started = StreamStarted("c1", "mill", target="up/mill")
+        stream.send([started])
+        assert told == []
+        was_committed = stream.is_committed
+        stream.send([TextDelta("a")])
+        stream.send([ProviderExtra()])
+        assert (was_committed, stream.is_committed) == (False, True)
+        assert told == [started]
+        assert not stream.is_paused
+        await stream.wait()
+        stream.finish()
+        client.settimeout(10)
+        seen = await asyncio.to_thread(_read_until, client, b"0\r\n\r\n")
+        assert seen.startswith(b"HEAD\r\n\r\n")
+        assert seen.count(b"HEAD") == 1
+
+
+async def test_a_stream_that_says_nothing_at_all_has_a_head_and_an_end() -> None:
+    """The provider's answer was whole, and empty."""
+    async with socket_pair() as (transport, client):
+        stream = make_stream(lambda _: (transport, b"HEAD\r\n\r\n"))
+        stream.finish()
+        client.settimeout(10)
+        assert await asyncio.to_thread(_read_until, client, b"0\r\n\r\n") == (
+            b"HEAD\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE)
+        )
 
 
 async def test_a_stream_whose_client_has_left_tells_its_sender() -> None:
     """``send`` and ``wait`` raise, so that whoever generates for it stops."""
-    left, right = socket.socketpair()
-    transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=left)
-    stream = ClientStream(DIALECTS["openai_chat"].encoder(Call(request_id="r")), heartbeat_s=1, write_timeout_s=1)
-    stream.open(transport)
-    stream.send([TextDelta("a")])
-    transport.abort()
+    async with socket_pair() as (transport, _):
+        stream = make_stream(lambda _: (transport, b""))
+        stream.send([TextDelta("a")])
+        transport.abort()
+        with pytest.raises(ClientGone):
+            stream.send([TextDelta("b")])
+        with pytest.raises(ClientGone):
+            await stream.wait()
+        stream.finish()
+
+
+async def test_a_client_that_left_before_anything_was_said_tells_the_sender_too() -> None:
+    """There is nobody to begin a response for; a heartbeat that is due then is no error of anybody's."""
+
+    def begin(_: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
+        raise ClientGone("the client has left")
+
+    encoder = DIALECTS["openai_chat"].encoder(Call(request_id="r"))
+    stream = ClientStream(encoder, begin, heartbeat_s=0.01, write_timeout_s=1)
+    await asyncio.sleep(0.05)
     with pytest.raises(ClientGone):
-        stream.send([TextDelta("b")])
-    with pytest.raises(ClientGone):
-        await stream.wait()
+        stream.send([TextDelta("a")])
+    assert not stream.is_committed
     stream.close()
-    right.close()
+
+
+def _read_until(sock: socket.socket, end: bytes) -> bytes:
+    seen = b""
+    while not seen.endswith(end):
+        seen += sock.recv(65536)
+    return seen
 
 
 # --- heartbeats
