@@ -9,7 +9,7 @@ A hostile body costs little: its depth and its counts are bounded before anythin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
@@ -43,38 +43,24 @@ MAX_CHOICES = 128
 
 _T = TypeVar("_T")
 _ROLES = (*get_args(Role), "function")
+_PLAIN_ROLES = get_args(Role)
 
 
 def read_request(body: bytes, call: Call) -> Call:
-    """Fill in ``call`` from a request's body; raises ``InvalidRequest`` that names the parameter."""
+    """Fill in ``call`` from a request's body; raises ``InvalidRequest`` that names the parameter.
+
+    Most requests have few parameters, and what is not there is not looked for.
+    """
     document = read_json(body)
     fields = _Fields(document)
-    stream_options = fields.mapping("stream_options") or {}
-    return replace(
-        call,
-        model=_model(fields),
-        stream=fields.boolean("stream") or False,
-        include_usage=_Fields(stream_options, "stream_options.").boolean("include_usage") or False,
-        messages=_messages(fields),
-        tools=_tools(fields),
-        tool_choice=_tool_choice(document),
-        parallel_tool_calls=fields.boolean("parallel_tool_calls"),
-        response_format=_response_format(fields),
-        max_output_tokens=_max_tokens(fields),
-        stop=_stop(document),
-        sampling=Sampling(
-            temperature=fields.number("temperature"),
-            top_p=fields.number("top_p"),
-            top_k=fields.integer("top_k"),
-            seed=fields.integer("seed"),
-            frequency_penalty=fields.number("frequency_penalty"),
-            presence_penalty=fields.number("presence_penalty"),
-        ),
-        reasoning_effort=fields.string("reasoning_effort"),
-        choice_count=_choice_count(fields),
-        logprobs=_logprobs(document),
-        source=Source(OPENAI_CHAT, document),
-    )
+    found: dict[str, Any] = {"model": _model(fields), "stream": fields.boolean("stream") or False}
+    if "stream_options" in document:
+        found["include_usage"] = _include_usage(fields)
+    found["messages"] = _messages(fields)
+    for key, name, read in _PARAMETERS:
+        if key in document and name not in found:
+            found[name] = read(fields)
+    return replace(call, source=Source(OPENAI_CHAT, document), **found)
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -120,6 +106,9 @@ class _Fields:
     def __init__(self, document: Mapping[str, Any], path: str = "") -> None:
         self._document = document
         self._path = path
+
+    def get(self, key: str, default: object = None) -> Any:
+        return self._document.get(key, default)
 
     def string(self, key: str) -> str | None:
         return self._get(key, str, "a string")
@@ -171,6 +160,21 @@ def _kind(value: object) -> str:
     return names.get(type(value), "something else")
 
 
+def _include_usage(fields: _Fields) -> bool:
+    return _Fields(fields.mapping("stream_options") or {}, "stream_options.").boolean("include_usage") or False
+
+
+def _sampling(fields: _Fields) -> Sampling:
+    return Sampling(
+        temperature=fields.number("temperature"),
+        top_p=fields.number("top_p"),
+        top_k=fields.integer("top_k"),
+        seed=fields.integer("seed"),
+        frequency_penalty=fields.number("frequency_penalty"),
+        presence_penalty=fields.number("presence_penalty"),
+    )
+
+
 def _model(fields: _Fields) -> str:
     model = fields.string("model")
     if not model:
@@ -188,9 +192,9 @@ def _max_tokens(fields: _Fields) -> int | None:
     return None
 
 
-def _logprobs(document: Mapping[str, Any]) -> bool:
+def _logprobs(fields: _Fields) -> bool:
     """Some hosts take how many, as the older completions did."""
-    wanted = document.get("logprobs")
+    wanted = fields.get("logprobs")
     if not isinstance(wanted, bool | int | None):
         raise wrong("logprobs", "true or false", wanted)
     return bool(wanted)
@@ -203,8 +207,8 @@ def _choice_count(fields: _Fields) -> int:
     return count or 1
 
 
-def _stop(document: Mapping[str, Any]) -> tuple[str, ...]:
-    stop = document.get("stop")
+def _stop(fields: _Fields) -> tuple[str, ...]:
+    stop = fields.get("stop")
     if stop is None:
         return ()
     if isinstance(stop, str):
@@ -220,12 +224,16 @@ def _messages(fields: _Fields) -> tuple[Message, ...]:
         raise InvalidRequest("messages: expected a non-empty array of messages", param="messages")
     if len(messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages: expected at most {MAX_MESSAGES} messages", param="messages")
-    return tuple(_message(message, f"messages[{number}]") for number, message in enumerate(messages))
+    return tuple([_message(message, number) for number, message in enumerate(messages)])
 
 
-def _message(message: object, path: str) -> Message:
+def _message(message: object, number: int) -> Message:
     if not isinstance(message, dict):
-        raise wrong(path, "an object", message)
+        raise wrong(f"messages[{number}]", "an object", message)
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(content) is str and role in _PLAIN_ROLES:  # nearly all of a conversation
+        return Message(role=cast("Role", role), parts=(TextPart(content),), source=message)
+    path = f"messages[{number}]"
     fields = _Fields(message, f"{path}.")
     role = fields.string("role")
     if role not in _ROLES:
@@ -235,7 +243,6 @@ def _message(message: object, path: str) -> Message:
     tool_calls = [_tool_call(call, f"{path}.tool_calls[{number}]") for number, call in enumerate(calls)]
     if legacy is not None:
         tool_calls.append(_legacy_call(legacy, f"{path}.function_call."))
-    content = message.get("content")
     if content is None and role != "assistant":
         raise wrong(f"{path}.content", "a string or an array of parts", content)
     return Message(
@@ -352,8 +359,8 @@ def _function(function: object, path: str, source: Mapping[str, Any] | None) -> 
     )
 
 
-def _tool_choice(document: Mapping[str, Any]) -> ToolChoice | None:
-    choice = document.get("tool_choice", document.get("function_call"))
+def _tool_choice(fields: _Fields) -> ToolChoice | None:
+    choice = fields.get("tool_choice", fields.get("function_call"))
     match choice:
         case None:
             return None
@@ -399,3 +406,26 @@ def _response_format(fields: _Fields) -> ResponseFormat | None:
         case _:
             expected = "an object of type text, json_object or json_schema"
             raise InvalidRequest(f"response_format: expected {expected}", param="response_format")
+
+
+_PARAMETERS: tuple[tuple[str, str, Callable[[_Fields], object]], ...] = (
+    ("tools", "tools", _tools),
+    ("functions", "tools", _tools),
+    ("tool_choice", "tool_choice", _tool_choice),
+    ("function_call", "tool_choice", _tool_choice),
+    ("parallel_tool_calls", "parallel_tool_calls", lambda fields: fields.boolean("parallel_tool_calls")),
+    ("response_format", "response_format", _response_format),
+    ("max_completion_tokens", "max_output_tokens", _max_tokens),
+    ("max_tokens", "max_output_tokens", _max_tokens),
+    ("stop", "stop", _stop),
+    ("temperature", "sampling", _sampling),
+    ("top_p", "sampling", _sampling),
+    ("top_k", "sampling", _sampling),
+    ("seed", "sampling", _sampling),
+    ("frequency_penalty", "sampling", _sampling),
+    ("presence_penalty", "sampling", _sampling),
+    ("reasoning_effort", "reasoning_effort", lambda fields: fields.string("reasoning_effort")),
+    ("n", "choice_count", _choice_count),
+    ("logprobs", "logprobs", _logprobs),
+)
+"""What a request may leave out: each parameter with the field of the call that it goes into, and what reads it."""
