@@ -132,3 +132,36 @@ def test_neither_key_nor_hash_shows_in_a_repr(auth: Auth) -> None:
     assert "web" in shown
     assert WEB not in shown
     assert hashlib.sha256(WEB.encode()).hexdigest() not in shown
+
+
+async def test_a_key_that_was_found_good_is_not_looked_up_a_second_time(
+    auth: Auth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server asks first, the chain again; a key that only looks the same is another one, and is looked up."""
+    hashed: list[bytes] = []
+    sha256 = hashlib.sha256
+
+    def note(data: bytes) -> Any:
+        hashed.append(data)
+        return sha256(data)
+
+    monkeypatch.setattr("middleware.auth.hashlib.sha256", note)
+    for key, count in ((WEB, 1), ("".join([*WEB]), 2)):
+        hashed.clear()
+        auth.authenticate(WEB)
+        endpoint = ScriptedEndpoint()
+        await auth(Call(request_id="r", credential=key), ignore, endpoint)
+        assert [call.client_id for call in endpoint.calls] == ["web"]
+        assert len(hashed) == count
+
+
+async def test_what_was_found_out_of_one_call_is_not_believed_of_another(auth: Auth) -> None:
+    """Neither with another key, nor with none, nor of the next call with the same."""
+    for credential in (None, "", "wrong", CLI):
+        auth.authenticate(WEB)
+        endpoint = ScriptedEndpoint()
+        with suppress(Unauthorized):
+            await auth(Call(request_id="r", credential=credential), ignore, endpoint)
+        assert [call.client_id for call in endpoint.calls] == (["cli"] if credential == CLI else [])
+        with pytest.raises(Unauthorized):
+            await auth(Call(request_id="r", credential=None), ignore, endpoint)
