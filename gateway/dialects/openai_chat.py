@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, assert_never
+from typing import Any, assert_never, cast
 
 import msgspec
 
@@ -99,17 +99,12 @@ class OpenAIChatEncoder:
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """Render what one read from the provider brought."""
-        if self._is_settled:
-            plain = [
-                b"data: %b\n\n" % event.frame.data
-                for event in events
-                if type(event) is TextDelta
-                and event.frame is not None
-                and event.frame.event_count == 1
-                and event.frame.wire == OPENAI_CHUNK
-            ]
-            if len(plain) == len(events):  # nearly all of a stream that came in this very format
-                return plain[0] if len(plain) == 1 else b"".join(plain)
+        if self._is_settled:  # nearly all of a stream is text, and comes one piece at a time
+            if len(events) == 1:
+                if piece := self._plain(events[0]):
+                    return piece
+            elif None not in (plain := [self._plain(event) for event in events]):
+                return b"".join(cast("list[bytes]", plain))
         pieces = []
         for _, group in groupby(events, key=_frame_id):
             piece = self._render(list(group))
@@ -117,6 +112,16 @@ class OpenAIChatEncoder:
             pieces.append(piece)
         self._is_settled = not self._has_seam and len(self._has_role) >= self._call.choice_count
         return b"".join(pieces)
+
+    def _plain(self, event: Event) -> bytes | None:
+        """Render a piece of text in a stream that has settled; ``None`` for what has to be looked at."""
+        if type(event) is not TextDelta:
+            return None
+        frame = event.frame
+        if frame is not None and frame.wire == OPENAI_CHUNK:
+            return b"data: %b\n\n" % frame.data if frame.event_count == 1 else None
+        head = self._text_heads.get(event.index)
+        return None if head is None else head + _encode(event.text) + _TEXT_TAIL
 
     def finish(self) -> bytes:
         """Render the usage, if asked for, and ``[DONE]``."""
