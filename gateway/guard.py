@@ -337,7 +337,8 @@ class Gate:
         self._guard.begin(request)
         request[REQUEST_ID] = _request_id(request)
         try:
-            self._rule.check(request.host, request.headers.get("origin"))
+            if self._rule.is_open:
+                self._rule.check(request.host, request.headers.get("origin"))
             response = _preflight(self._rule, request) or await handler(request)
         except GatewayError as error:
             response = error_response(error, request[REQUEST_ID])
@@ -396,8 +397,8 @@ def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
 
 def _request_id(request: web.Request) -> str:
     """Return the caller's own request id if it is a sane one, else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else _new_request_id()
+    given = request.headers.get("x-request-id")
+    return given if given and _REQUEST_ID.fullmatch(given) else _new_request_id()
 
 
 def _new_request_id() -> str:

@@ -66,20 +66,18 @@ class Reply(web.StreamResponse):
     def head(self, request: web.BaseRequest, headers: Mapping[str, str] = _NO_HEADERS) -> bytes:
         """Return the head with more ``headers``. It fixes the status: whoever asks for it writes it at once."""
         self._writer = request.writer
-        fields = {**self._fields, **headers, **self._port.heading(request), "date": _date()}
-        if self._whole is None:
-            fields["transfer-encoding"] = "chunked"
-        else:
-            fields["content-length"] = str(len(self._whole))
+        fields = {**self._fields, **headers, **self._port.heading(request)}
         version = request.version
         self._keeps_alive = self._keeps_alive and request.keep_alive and fields.get("connection") != "close"
         if not self._keeps_alive:
             fields["connection"] = "close"
         elif version < (1, 1):
             fields["connection"] = "keep-alive"
-        self._port.count(self._endpoint, self.status)
-        lines = "".join([f"{name}: {_checked(value)}\r\n" for name, value in fields.items()])
-        return f"HTTP/{version[0]}.{version[1]} {self.status} {self.reason}\r\n{lines}\r\n".encode()
+        _check("".join(fields.values()))
+        self._port.count(self._endpoint, 200)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+        body = "transfer-encoding: chunked" if self._whole is None else f"content-length: {len(self._whole)}"
+        return f"HTTP/{version[0]}.{version[1]} 200 OK\r\n{lines}date: {_date()}\r\n{body}\r\n\r\n".encode()
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         """Write the answer, unless it has been; raises ``ConnectionError`` when the client has left."""
@@ -96,11 +94,10 @@ class Reply(web.StreamResponse):
             await self._writer.drain()
 
 
-def _checked(value: str) -> str:
-    """Return what can stand in a head; raises ``ValueError`` for what would end its line, or is no text."""
-    if not value.isprintable() and _NOT_IN_HEADERS.search(value):
+def _check(values: str) -> None:
+    """Raise ``ValueError`` for values that cannot stand in a head: what would end a line, or is no text."""
+    if not values.isprintable() and _NOT_IN_HEADERS.search(values):
         raise ValueError("a control character is not for a header")
-    return value
 
 
 _dated: tuple[int, str] = (0, "")

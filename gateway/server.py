@@ -89,6 +89,7 @@ class Server:
         self._pipeline = compose(middlewares, endpoint)
         self._route = route
         self._models = tuple(models)
+        self._default_model = models[0] if models else ""
         self._port = port
         self._options = options
         self._ledger = ledger
@@ -167,7 +168,7 @@ class Server:
             request_id=request[REQUEST_ID],
             endpoint=endpoint,
             dialect=name,
-            model=self._models[0] if self._models else "",
+            model=self._default_model,
             credential=_credential(request),
             headers=_forwarded(request),
             received_at_s=time.monotonic(),

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, assert_never, cast
+from typing import Any, assert_never, cast, get_args
 
 import msgspec
 
@@ -67,10 +67,18 @@ class OpenAIChat:
 
     def answer(self, call: Call, events: Sequence[Event]) -> bytes:
         """Render a whole answer: as the provider sent it, if it speaks this dialect and nothing was changed."""
-        frame = next((event.frame for event in events if event.frame is not None), None)
-        if frame is not None and frame.wire == OPENAI_ANSWER:
-            said = [event for event in events if not _is_ours(event)]
-            if len(said) == frame.event_count and all(event.frame is frame for event in said):
+        frame: Frame | None = None
+        said_count = 0
+        for event in events:
+            if _is_ours(event):
+                continue
+            if frame is None:
+                frame = event.frame
+            if frame is None or event.frame is not frame:
+                break
+            said_count += 1
+        else:
+            if frame is not None and frame.wire == OPENAI_ANSWER and said_count == frame.event_count:
                 return frame.data
         return write_answer(call, events)
 
@@ -297,6 +305,7 @@ class OpenAIChatEncoder:
         )
 
 
+_NOTES = get_args(Note)
 _CHOICES = b',"choices":'
 _UNPRINTABLE = re.compile(r"[^ -~]")
 _TEXT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -309,7 +318,7 @@ def _frame_id(event: Event) -> int:
 
 def _is_ours(event: Event) -> bool:
     """Whether the gateway itself says it, beside what the provider does."""
-    return isinstance(event, Note) or (type(event) is UsageReported and event.usage.is_estimated)
+    return isinstance(event, _NOTES) or (type(event) is UsageReported and event.usage.is_estimated)
 
 
 def _seam_text(event: StreamContinued) -> str:
