@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -33,6 +32,7 @@ from gateway.core.meters import OTHER
 from gateway.dialects import DIALECTS
 from gateway.reply import Reply
 from gateway.server import REQUEST_ID, error_response
+from gateway.telemetry.ids import new_id
 
 log = structlog.get_logger()
 
@@ -402,4 +402,4 @@ def _request_id(request: web.Request) -> str:
 
 
 def _new_request_id() -> str:
-    return f"req_{secrets.token_hex(12)}"
+    return f"req_{new_id(12)}"

@@ -6,7 +6,6 @@ thread that exports them. What they look like is told in ``gateway.telemetry.tra
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from gateway.core.events import Usage
 from gateway.core.ledger import Settlement
 from gateway.core.trace import SAMPLED, Attributes, Caller, Facts, Trace
 from gateway.telemetry import conventions as names
+from gateway.telemetry.ids import new_id
 
 MAX_NOTES = 64
 """Of one call: more stalls and seams than that say nothing new."""
@@ -86,7 +86,7 @@ class RecordedTrace(Trace):
     )
 
     def __init__(self, call: Call, trace_id: str, caller: Caller | None, sink: Sink, *, propagates: bool) -> None:
-        ids = os.urandom(16).hex()
+        ids = new_id(16)
         flags, tracestate = (caller.flags, call.headers.get("tracestate")) if caller else (SAMPLED, None)
         super().__init__(trace_id, ids[:16], flags, tracestate, propagates=propagates)
         self._call_span_id = ids[16:]
@@ -199,7 +199,7 @@ class RecordedTrace(Trace):
             names.CODE: settled.code,
             names.IS_DELIVERED: settled.is_delivered,
         }
-        name, span_id = f"{names.CHAT} {settled.target.model}", os.urandom(8).hex()
+        name, span_id = f"{names.CHAT} {settled.target.model}", new_id(8)
         times_s = settled.started_at_s, settled.ended_at_s
         return Span("CLIENT", name, span_id, self._call_span_id, times_s, attributes, is_error=has_failed)
 

@@ -20,7 +20,6 @@ them (``gateway.telemetry.export``).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -28,6 +27,7 @@ from gateway.core.call import Call
 from gateway.core.trace import SAMPLED, Trace, read_traceparent
 from gateway.schema import Secret
 from gateway.telemetry.export import Exporter, Pace
+from gateway.telemetry.ids import new_id
 from gateway.telemetry.spans import Peer, RecordedTrace
 
 TRACES_PATH = "/v1/traces"
@@ -84,7 +84,7 @@ class Tracer:
             if exporter is not None and caller.flags & SAMPLED:
                 return RecordedTrace(call, caller.trace_id, caller, exporter, propagates=propagates)
             return Trace(*caller, call.headers.get("tracestate"), propagates=propagates)
-        ids = os.urandom(24).hex()
+        ids = new_id(24)
         trace_id, span_id = ids[:32], ids[32:]
         if exporter is not None and int(trace_id[16:], 16) < self._bound:
             return RecordedTrace(call, trace_id, None, exporter, propagates=propagates)
