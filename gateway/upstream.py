@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from functools import partial
 from math import isfinite
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 from msgspec import structs
 from yarl import URL
 
@@ -50,7 +49,7 @@ from gateway.core.meters import NO_METERS, Gauge, Histogram, Meters, upstream_la
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
-from gateway.push import relay
+from gateway.push import Connector, relay
 from gateway.watch import Limits, Watch
 
 READ_AHEAD_BYTES = 16 * 1024
@@ -130,29 +129,11 @@ def _has_own_token(call: Call) -> bool:
     return checkpoint is not None and checkpoint.target == str(call.target)
 
 
-class _Abrupt(ResponseHandler):
-    """A connection that is never closed politely: with TLS that waits for the other side, up to half a minute.
-
-    A call may be cancelled while aiohttp still waits for the head of its answer, and then it is aiohttp that closes.
-    """
-
-    def close(self) -> None:
-        self.abort()
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Makes such connections."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = partial(_Abrupt, loop=self._loop)  # type: ignore[assignment]  # it is one of these
-
-
 def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
     """Return a session made for long streams; to be called inside the loop that will use it."""
     keeping = {"keepalive_timeout": 30.0} if keeps_connections else {"force_close": True}
     return aiohttp.ClientSession(
-        connector=_Connector(limit=0, ttl_dns_cache=10, **keeping),
+        connector=Connector(limit=0, ttl_dns_cache=10, **keeping),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
