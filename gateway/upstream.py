@@ -14,20 +14,17 @@ proxies from the environment, cookies, 256 KiB of read-ahead per stream (567 KiB
 from __future__ import annotations
 
 import asyncio
-import io
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from types import SimpleNamespace
-from typing import Self
+from typing import Final, Self
 
 import aiohttp
 from msgspec import structs
-from yarl import URL
 
 from gateway.core.call import Call, Target
 from gateway.core.delivery import AnswerComplete
@@ -46,18 +43,18 @@ from gateway.core.errors import (
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
 from gateway.core.ledger import Result, Settlement
 from gateway.core.meters import NO_METERS, Gauge, Histogram, Meters, upstream_label
+from gateway.exchange import Answer, Connector, ask, connection_times, relay
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
-from gateway.push import Connector, relay
 from gateway.watch import Limits, Watch
 
 READ_AHEAD_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 DRAIN_TIMEOUT_S = 1.0
-LARGE_BODY_BYTES = 512 * 1024
-"""Above this aiohttp wants a file, so that it can write in pieces instead of blocking the loop."""
+HEADERS: Final = {"user-agent": "millrace", "accept-encoding": "identity"}
+"""What every provider is told; a compressed stream would come in lumps."""
 
 SHOWN_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "openai-processing-ms", "openai-version")
 """Headers of a provider's answer that its client may see; all others stay here."""
@@ -133,29 +130,14 @@ def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
     """Return a session made for long streams; to be called inside the loop that will use it."""
     keeping = {"keepalive_timeout": 30.0} if keeps_connections else {"force_close": True}
     return aiohttp.ClientSession(
-        connector=Connector(limit=0, ttl_dns_cache=10, **keeping),
+        connector=Connector(headers=HEADERS, read_ahead_bytes=READ_AHEAD_BYTES, limit=0, ttl_dns_cache=10, **keeping),
         timeout=aiohttp.ClientTimeout(total=None),
         read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"user-agent": "millrace", "accept-encoding": "identity"},
-        trace_configs=[_connection_times()],
+        headers=HEADERS,
+        trace_configs=[connection_times()],
     )
-
-
-def _connection_times() -> aiohttp.TraceConfig:
-    """Return what tells the function in ``trace_request_ctx`` how long a new connection has taken."""
-
-    async def begin(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-        context.began_at_s = time.monotonic()
-
-    async def end(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx(time.monotonic() - context.began_at_s)
-
-    times = aiohttp.TraceConfig()
-    times.on_connection_create_start.append(begin)
-    times.on_connection_create_end.append(end)
-    return times
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,38 +287,42 @@ class _Attempt:
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Make the request and relay its answer."""
         try:
-            async with self._watch, self._answer(session) as response:
-                self._headers = _shown(response)
-                if self._call.stream and response.content_type != "application/json":
-                    await self._relay(response)
-                else:
-                    await self._relay_whole(response)
+            with self._watch:
+                await self._exchange(session)
         except TimeoutError as error:
             self._end_late(error)
 
-    @asynccontextmanager
-    async def _answer(self, session: aiohttp.ClientSession) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send the request and yield its answer; a connection that is left before the last byte is aborted."""
-        request = self._provider.request(self._call)
-        body = request.body if len(request.body) < LARGE_BODY_BYTES else io.BytesIO(request.body)
+    async def _exchange(self, session: aiohttp.ClientSession) -> None:
+        """Send the request and relay its answer; a connection that is left before the last byte is cut."""
+        call, request = self._call, self._provider.request(self._call)
         self._note_begin()
-        with _translated():
-            response = await session.post(
-                URL(request.url, encoded=True),
-                data=body,
-                headers=request.headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._limits.connect_timeout_s),
-                allow_redirects=False,
+        answer: Answer | None = None
+        try:
+            answer = await ask(
+                session,
+                request.url,
+                request.headers,
+                request.body,
+                connect_timeout_s=self._limits.connect_timeout_s,
+                note_connect=self._note_connect,
                 proxy=self._proxy,
-                trace_request_ctx=self._note_connect,
             )
-            try:
-                self._gauged.note_limits(response.headers)
-                if response.status >= 300:
-                    raise self._refusal(response, await _read_at_most(response, MAX_ERROR_BYTES))
-                yield response
-            finally:
-                _let_go(response, is_whole=self._is_whole)
+            self._gauged.note_limits(answer.headers)
+            if answer.status >= 300:
+                raise self._refusal(answer, await answer.read(MAX_ERROR_BYTES))
+            self._headers = _shown(answer.headers)
+            if call.stream and not _is_json(answer.headers):
+                await self._relay(answer)
+            else:
+                await self._relay_whole(answer)
+        except (aiohttp.ClientError, OSError) as error:
+            translated = _translated(error)
+            if translated is None:
+                raise
+            raise translated from error
+        finally:
+            if answer is not None:
+                _let_go(answer, is_whole=self._is_whole)
 
     def _note_begin(self) -> None:
         """The request is about to be written; until that of the first attempt all time was the gateway's own."""
@@ -348,19 +334,19 @@ class _Attempt:
         self._connect_s = connect_s
         self._gauged.connect.observe(connect_s)
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes) -> UpstreamError:
-        status = response.status
+    def _refusal(self, answer: Answer, body: bytes) -> UpstreamError:
+        status = answer.status
         if status < 400:
             message = f"the provider answered with a redirect ({status})"
             return UpstreamFailed(message, code="upstream_redirect", retryable=False, upstream_status=status)
-        return self._provider.error(status, _headers(response), body)
+        return self._provider.error(status, {name.lower(): value for name, value in answer.headers.items()}, body)
 
-    async def _relay(self, response: aiohttp.ClientResponse) -> None:
+    async def _relay(self, answer: Answer) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
         decoder = self._decoder = self._provider.decoder(self._call)
         with suppress(aiohttp.ClientError, OSError):
             await relay(
-                response.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_pause
+                answer.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_pause
             )
         self._finish(decoder)
 
@@ -426,9 +412,9 @@ class _Attempt:
         self._held.clear()
         self._send(batch)
 
-    async def _relay_whole(self, response: aiohttp.ClientResponse) -> None:
+    async def _relay_whole(self, answer: Answer) -> None:
         """Relay an answer that is not a stream, whether one was asked for or not."""
-        body = await _read_at_most(response, MAX_ANSWER_BYTES + 1)
+        body = await answer.read(MAX_ANSWER_BYTES + 1)
         if len(body) > MAX_ANSWER_BYTES:
             raise malformed(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
         events = with_usage(self._call, self._provider.answer(self._call, body))
@@ -500,58 +486,36 @@ def _result_of(failure: BaseException | None) -> tuple[Result, str]:
             return "failed", ""
 
 
-async def _read_at_most(response: aiohttp.ClientResponse, limit_bytes: int) -> bytes:
-    """Return the body, or its first ``limit_bytes``."""
-    pieces: list[bytes] = []
-    size = 0
-    while size < limit_bytes:
-        piece = await response.content.readany()
-        if not piece:
-            break
-        pieces.append(piece)
-        size += len(piece)
-    return b"".join(pieces)[:limit_bytes]
-
-
-def _let_go(response: aiohttp.ClientResponse, *, is_whole: bool) -> None:
-    """Give the connection back if nothing more will come on it, abort it otherwise.
+def _let_go(answer: Answer, *, is_whole: bool) -> None:
+    """Give the connection back if nothing more will come on it, cut it otherwise.
 
     Closing would be too polite: with TLS a close waits for the other side, which goes on generating and billing.
     """
-    connection = response.connection
-    if connection is None:
-        return
-    if response.content.is_eof():
-        response.release()
+    if answer.is_at_end:
+        answer.release()
     elif is_whole:
-        draining = asyncio.ensure_future(_drain(response))
+        draining = asyncio.ensure_future(_drain(answer))
         _DRAINING.add(draining)
         draining.add_done_callback(_DRAINING.discard)
     else:
-        _abort(response)
+        answer.abort()
 
 
 _DRAINING: set[asyncio.Future[None]] = set()
 """The loop holds tasks weakly; somebody has to hold these."""
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _drain(answer: Answer) -> None:
     """Wait for the last bytes behind a complete answer, so that the connection can serve another."""
     try:
         with suppress(aiohttp.ClientError, OSError):
             async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await _read_at_most(response, READ_AHEAD_BYTES)
+                await answer.read(READ_AHEAD_BYTES)
     finally:
-        if response.content.is_eof():
-            response.release()
+        if answer.is_at_end:
+            answer.release()
         else:
-            _abort(response)
-
-
-def _abort(response: aiohttp.ClientResponse) -> None:
-    if response.connection is not None and response.connection.transport is not None:
-        response.connection.transport.abort()
-    response.close()
+            answer.abort()
 
 
 def _ratio(remaining: str, limit: str) -> float | None:
@@ -563,35 +527,34 @@ def _ratio(remaining: str, limit: str) -> float | None:
     return min(1.0, max(0.0, left / whole)) if whole > 0 and isfinite(left) and isfinite(whole) else None
 
 
-def _headers(response: aiohttp.ClientResponse) -> Mapping[str, str]:
-    return {name.lower(): value for name, value in response.headers.items()}
+def _shown(headers: Mapping[str, str]) -> Mapping[str, str]:
+    return {lower: value for name, value in headers.items() if (lower := name.lower()).startswith(SHOWN_PREFIXES)}
 
 
-def _shown(response: aiohttp.ClientResponse) -> Mapping[str, str]:
-    return {name: value for name, value in _headers(response).items() if name.startswith(SHOWN_PREFIXES)}
+def _is_json(headers: Mapping[str, str]) -> bool:
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn what aiohttp and the system raise into our own errors; nothing of their words is kept."""
-    try:
-        yield
-    except UpstreamError:
-        raise
-    except aiohttp.ClientConnectorDNSError as error:
-        raise UpstreamUnreachable("the provider's host name was not found", error_type="dns") from error
-    except (aiohttp.ClientSSLError, ssl.SSLError) as error:
-        raise UpstreamUnreachable("no secure connection to the provider could be made", error_type="tls") from error
-    except aiohttp.ClientConnectorError as error:
-        raise UpstreamUnreachable("no connection to the provider could be made") from error
-    except aiohttp.ServerTimeoutError as error:
-        message = "no connection to the provider could be made in time"
-        raise UpstreamTimeout(message, code="connect_timeout", error_type="connect") from error
-    except aiohttp.InvalidURL as error:
-        raise UpstreamUnreachable("the provider's address is not a URL", retryable=False) from error
-    except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError) as error:
-        raise malformed("an answer that is not valid HTTP, or broke off") from error
-    except (aiohttp.ClientError, OSError) as error:
-        if isinstance(error, asyncio.TimeoutError):
-            raise
-        raise UpstreamUnreachable("the provider closed the connection", error_type="reset") from error
+def _translated(error: Exception) -> UpstreamError | None:
+    """Turn what aiohttp and the system raise into our own error; nothing of their words is kept.
+
+    There is none for a limit that has run out: that is the watch's.
+    """
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            return UpstreamUnreachable("the provider's host name was not found", error_type="dns")
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            return UpstreamUnreachable("no secure connection to the provider could be made", error_type="tls")
+        case aiohttp.ClientConnectorError():
+            return UpstreamUnreachable("no connection to the provider could be made")
+        case aiohttp.ServerTimeoutError():
+            message = "no connection to the provider could be made in time"
+            return UpstreamTimeout(message, code="connect_timeout", error_type="connect")
+        case aiohttp.InvalidURL():
+            return UpstreamUnreachable("the provider's address is not a URL", retryable=False)
+        case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():
+            return malformed("an answer that is not valid HTTP, or broke off")
+        case TimeoutError():
+            return None
+        case _:
+            return UpstreamUnreachable("the provider closed the connection", error_type="reset")

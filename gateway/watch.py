@@ -13,7 +13,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gateway.core.call import Flow
 
@@ -32,7 +32,10 @@ class Limits:
 
 
 class Watch:
-    """An async context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
+    """A context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
+
+    It is what ``asyncio.timeout`` is, and cancels the task in whose awaits it is used; but its body is not entered by
+    an await, and it has one timer for all limits.
 
     ``is_stream`` is false for an answer that is asked for whole: it has no tokens to watch, only a total. While
     ``flow`` is paused no token is waited for. The total counts from ``asked_at_s``, when the client asked, over all
@@ -42,13 +45,14 @@ class Watch:
     __slots__ = (
         "_asked_at_s",
         "_began_at_s",
+        "_cancelling",
         "_flow",
         "_handle",
         "_is_stream",
         "_limits",
         "_loop",
         "_progress_at_s",
-        "_scope",
+        "_task",
         "expired",
     )
 
@@ -67,7 +71,8 @@ class Watch:
         self._began_at_s = self._loop.time()
         self._asked_at_s = self._began_at_s if asked_at_s is None else asked_at_s
         self._progress_at_s: float | None = None
-        self._scope = asyncio.timeout(None)
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
         self._handle: asyncio.TimerHandle | None = None
         self.expired: Limit | None = None
 
@@ -80,31 +85,38 @@ class Watch:
         """The client has been waited for."""
         self._progress_at_s = time.monotonic()
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         if self._loop.time() >= self._asked_at_s + self._limits.total_timeout_s:
             self.expired = "total"
             raise TimeoutError
-        await self._scope.__aenter__()
+        task = self._task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a watch is used in a task")
+        self._cancelling = task.cancelling()
         self._look()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        task, self._task = self._task, None
         if self._handle is not None:
             self._handle.cancel()
-        await self._scope.__aexit__(kind, error, trace)
+        if self.expired is None or task is None:
+            return
+        if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
 
     def _look(self) -> None:
         if self._progress_at_s is not None and self._flow.is_paused:
             self.note_pause()
         limit, due_at_s = self._next_due()
         now_s = self._loop.time()
-        if now_s >= due_at_s:
-            self.expired = limit
-            self._scope.reschedule(now_s)
-        else:  # a token that comes before then is due sooner
+        if now_s < due_at_s:  # a token that comes before then is due sooner
             self._handle = self._loop.call_at(min(due_at_s, now_s + self._limits.stall_timeout_s), self._look)
+        elif self._task is not None:
+            self.expired = limit
+            self._task.cancel()
 
     def _next_due(self) -> tuple[Limit, float]:
         limits = self._limits

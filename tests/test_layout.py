@@ -47,7 +47,7 @@ NETWORK = {
     "gateway/guard.py",
     "gateway/live_feed.py",
     "gateway/page/__init__.py",
-    "gateway/push.py",
+    "gateway/exchange.py",
     "gateway/reply.py",
     "gateway/server.py",
     "gateway/upstream.py",
@@ -182,7 +182,7 @@ LAYERS = (
     ("gateway/core",),
     ("gateway/schema.py", "gateway/yaml_tree.py", "gateway/logs.py", "gateway/ledger.py", "gateway/telemetry"),
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
-    ("gateway/config.py", "gateway/watch.py", "gateway/push.py", "gateway/reply.py", "gateway/stream.py"),
+    ("gateway/config.py", "gateway/watch.py", "gateway/exchange.py", "gateway/reply.py", "gateway/stream.py"),
     (
         "gateway/process/__init__.py",
         "gateway/process/channel.py",

@@ -23,7 +23,7 @@ async def run(
     watch = Watch(limits, is_stream=is_stream, flow=OpenFlow())
     token_count = 0
     try:
-        async with watch:
+        with watch:
             for gap_s in gaps_s:
                 await clock.pass_by(gap_s)
                 watch.note_progress(time.monotonic())
@@ -81,7 +81,7 @@ async def test_the_total_counts_from_when_the_client_asked(clock: Clock, *, is_s
 
     async def body() -> None:
         nonlocal passed_s
-        async with watch:
+        with watch:
             for _ in range(10):
                 await clock.pass_by(40)
                 passed_s += 40
@@ -97,9 +97,8 @@ async def test_a_body_for_which_no_time_is_left_is_not_begun() -> None:
     asked_at_s = asyncio.get_running_loop().time() - LIMITS.total_timeout_s
     watch = Watch(LIMITS, is_stream=True, flow=OpenFlow(), asked_at_s=asked_at_s)
     begun = []
-    with pytest.raises(TimeoutError):
-        async with watch:
-            begun.append(True)
+    with pytest.raises(TimeoutError), watch:
+        begun.append(True)
     assert (watch.expired, begun) == ("total", [])
     await asyncio.sleep(0.01)
 
@@ -117,7 +116,7 @@ async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole(
 
     async def body() -> None:
         nonlocal passed_s
-        async with watch:
+        with watch:
             watch.note_progress(time.monotonic())
             for _ in range(10):
                 await clock.pass_by(80)
@@ -132,7 +131,7 @@ async def test_a_paused_client_stops_the_clock_between_tokens_but_not_the_whole(
 async def test_a_body_that_ends_in_time_leaves_no_timer(clock: Clock) -> None:
     """What ran out afterwards concerns nobody."""
     watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
-    async with watch:
+    with watch:
         pass
     await clock.pass_by(700)
     assert watch.expired is None
@@ -140,9 +139,8 @@ async def test_a_body_that_ends_in_time_leaves_no_timer(clock: Clock) -> None:
 
 async def test_an_error_of_the_body_passes_through() -> None:
     """The watch translates nothing but its own end."""
-    with pytest.raises(ValueError, match="mine"):
-        async with Watch(LIMITS, is_stream=True, flow=OpenFlow()):
-            raise ValueError("mine")
+    with pytest.raises(ValueError, match="mine"), Watch(LIMITS, is_stream=True, flow=OpenFlow()):
+        raise ValueError("mine")
 
 
 async def test_a_cancellation_from_outside_is_not_a_timeout() -> None:
@@ -150,7 +148,7 @@ async def test_a_cancellation_from_outside_is_not_a_timeout() -> None:
     watch = Watch(LIMITS, is_stream=True, flow=OpenFlow())
 
     async def body() -> None:
-        async with watch:
+        with watch:
             await asyncio.sleep(5)
 
     task = asyncio.ensure_future(body())

@@ -180,6 +180,8 @@ class _Response:
 class _Memory:
     """A session whose provider knows no model but some."""
 
+    connector: None = None
+
     def __init__(self) -> None:
         self._statuses = cycle((200, 403, 400))
 

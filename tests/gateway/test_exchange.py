@@ -1,0 +1,629 @@
+"""Both ways of having an exchange with a provider, the short one and aiohttp's own, on real connections."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp.client_proto import ResponseHandler
+
+from gateway import exchange
+from gateway.core.call import OpenFlow
+from gateway.exchange import LARGE_BODY_BYTES, Answer, Connector, ask, relay
+from tests.scripted_upstream import CLOSE_DELIMITED, END, STREAM, Script, ScriptedUpstream, Step, answer, chunk
+
+
+@pytest.fixture(params=["short", "public"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way in which a request is made and its answer read."""
+    monkeypatch.setattr(exchange, "IS_SHORT", request.param == "short")
+    return str(request.param)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment asks for, the short way is gone."""
+    monkeypatch.setattr(exchange, "IS_SHORT", True)
+
+
+class Tap:
+    """A flow that is closed by hand."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+
+    is_committed = False
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether reading should pause."""
+        return not self._open.is_set()
+
+    async def wait(self) -> None:
+        """Return when the tap is open."""
+        await self._open.wait()
+
+    def turn(self, *, is_open: bool) -> None:
+        """Open or close."""
+        if is_open:
+            self._open.set()
+        else:
+            self._open.clear()
+
+
+def make_session(**options: Any) -> aiohttp.ClientSession:
+    """Return a session that can be used in both ways."""
+    headers = {"user-agent": "tester", "accept-encoding": "identity"}
+    return aiohttp.ClientSession(
+        connector=Connector(headers=headers, read_ahead_bytes=4096, **options), read_bufsize=4096, headers=headers
+    )
+
+
+HEADERS: Final = {"content-type": "application/json", "accept": "*/*"}
+
+
+async def post(
+    session: aiohttp.ClientSession, url: str, body: bytes = b"{}", *, headers: Mapping[str, str] | None = None
+) -> Answer:
+    """Return the answer of an upstream, however the request is made."""
+    return await ask(session, url, headers or HEADERS, body, connect_timeout_s=5, note_connect=lambda _: None)
+
+
+async def read(answer: Answer) -> bytes:
+    """Return the body of an answer, and let go of it."""
+    body = await answer.read(1_000_000)
+    answer.release()
+    return body
+
+
+@asynccontextmanager
+async def answered(*script: Step) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Yield the response to a request that a scripted upstream answers."""
+    async with (
+        ScriptedUpstream(script) as upstream,
+        make_session() as session,
+        session.post(upstream.url, data=b"{}") as response,
+    ):
+        yield response
+
+
+def ignore() -> None:
+    """Take note of nothing."""
+
+
+def into(got: list[bytes]) -> exchange.Take:
+    """Return a taker that keeps what it is given, and never has enough."""
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        got.append(data)
+        return False
+
+    return take
+
+
+def test_this_aiohttp_is_as_the_short_way_expects_it() -> None:
+    """If this fails aiohttp has changed: the gateway still works, the public way, but look at gateway/exchange.py."""
+    assert exchange.FAULTS == ()
+
+
+async def make_exchange(*script: Step, count: int = 1) -> tuple[list[tuple[int, bytes]], list[int]]:
+    """Make so many requests, one behind the other; return what was answered, and on which connections."""
+    answers = []
+    async with ScriptedUpstream(script) as upstream, make_session() as session:
+        for _ in range(count):
+            got = await post(session, upstream.url)
+            answers.append((got.status, await read(got)))
+        return answers, [request.connection for request in upstream.requests]
+
+
+# --- what is written
+
+
+async def test_a_request_is_whole_and_says_everything_once(way: str) -> None:
+    """The head has what a host needs, each header once; the body is what it was."""
+    body = b'{"text": "k\xc3\xa4se"}'
+    headers = {**HEADERS, "authorization": "Bearer k\u00e4se", "X-Own": "a\tb"}
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        await read(await post(session, f"{upstream.url}/chat?alt=sse&x=%2F", body, headers=headers))
+        (request,) = upstream.requests
+    assert request.head.startswith("POST /v1/chat?alt=sse&x=%2F HTTP/1.1\r\n"), way
+    names = [line.partition(":")[0].lower() for line in request.head.split("\r\n")[1:] if line]
+    assert sorted(names) == sorted(
+        {"host", "user-agent", "accept-encoding", "content-length", *map(str.lower, headers)}
+    )
+    assert request.headers["host"] == f"127.0.0.1:{upstream.port}"
+    assert request.headers["user-agent"] == "tester"
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["authorization"].encode("latin-1").decode() == "Bearer k\u00e4se"
+    assert request.headers["x-own"] == "a\tb"
+    assert request.body == body
+
+
+@pytest.mark.parametrize("part", ["name", "value"])
+@pytest.mark.parametrize("mark", ["\r", "\n", "\r\nx-evil: 1", "\0", "\x7f"])
+async def test_a_header_with_a_line_break_is_never_sent(way: str, part: str, mark: str) -> None:
+    """Nothing of such a request is."""
+    headers = {**HEADERS, **({f"x-{mark}": "1"} if part == "name" else {"x-own": f"a{mark}b"})}
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        with pytest.raises(ValueError, match="control character"):
+            await post(session, upstream.url, headers=headers)
+        await read(await post(session, upstream.url))
+        assert [request.head for request in upstream.requests if "evil" in request.head] == [], way
+        assert len(upstream.requests) == 1
+
+
+async def test_half_a_character_is_left_out_of_a_header(way: str) -> None:
+    """It has no bytes."""
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        await read(await post(session, upstream.url, headers={**HEADERS, "x-own": "a\ud83db"}))
+        assert upstream.requests[0].headers["x-own"] == "ab", way
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {**HEADERS, "User-Agent": "own"},
+        {**HEADERS, "Host": "own"},
+        {"accept": "*/*"},
+        {"content-type": "application/json"},
+        {**HEADERS, "Accept": "text/plain"},
+    ],
+)
+async def test_headers_that_are_aiohttps_own_business_are_left_to_it(
+    headers: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it makes of them is the same as ever."""
+    heads = []
+    for is_short in (True, False):
+        monkeypatch.setattr(exchange, "IS_SHORT", is_short)
+        async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+            await read(await post(session, upstream.url, headers=headers))
+            heads.append(upstream.requests[0].head.replace(str(upstream.port), ""))
+    assert heads[0] == heads[1]
+
+
+async def test_a_name_and_a_password_in_an_address_are_shown_as_such(way: str) -> None:
+    """The short way knows nothing of them."""
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        await read(await post(session, upstream.url.replace("//", "//me:secret@")))
+        assert upstream.requests[0].headers["authorization"] == "Basic bWU6c2VjcmV0", way
+
+
+@pytest.mark.parametrize("address", ["", "/v1", "ftp://127.0.0.1/v1", "http://", "http://[::1/v1"])
+async def test_an_address_that_is_none_raises_as_ever(way: str, address: str) -> None:
+    """The error is aiohttp's."""
+    async with make_session() as session:
+        with pytest.raises((aiohttp.ClientError, ValueError)):
+            await post(session, address)
+    assert way
+
+
+@pytest.mark.parametrize("size", [0, 200_000, LARGE_BODY_BYTES - 1, LARGE_BODY_BYTES + 1, 3_000_000])
+async def test_a_body_of_any_size_arrives(way: str, size: int) -> None:
+    """The largest are written in pieces."""
+    body = b"x" * size
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        await read(await post(session, upstream.url, body))
+        await read(await post(session, upstream.url, b"after"))
+        assert [request.body for request in upstream.requests] == [body, b"after"], way
+        assert upstream.connection_count == 1
+
+
+async def test_the_addresses_that_are_kept_are_not_without_number() -> None:
+    """A model's name can be part of one."""
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        connector = session.connector
+        assert isinstance(connector, Connector)
+        for number in range(exchange.MAX_KEPT_PLACES + 2):
+            connector.place(f"{upstream.url}/{number}")
+            connector.has_plain({f"x-{number}": ""})
+        assert len(connector._places) == len(connector._plain_names) == 2
+        await read(await post(session, upstream.url))
+        assert upstream.connection_count == 1
+
+
+# --- what is answered
+
+
+@pytest.mark.parametrize("first", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
+async def test_what_only_announces_an_answer_is_passed_over(way: str, first: bytes) -> None:
+    """However many there are, and in reads of their own."""
+    early = b"HTTP/1.1 " + first + b"\r\nlink: <x>\r\n\r\n"
+    answers, connections = await make_exchange(early, 0.02, early + answer(200, b"body"), count=2)
+    assert (answers, connections) == ([(200, b"body")] * 2, [1, 1]), way
+
+
+@pytest.mark.parametrize("status", [204, 304, 200])
+async def test_an_answer_without_a_body_leaves_its_connection_to_the_next(way: str, status: int) -> None:
+    """Nothing is waited for."""
+    said = b"HTTP/1.1 %d Said\r\n%b\r\n" % (status, b"content-length: 0\r\n" if status == 200 else b"")
+    answers, connections = await make_exchange(said, count=2)
+    assert (answers, connections) == ([(status, b"")] * 2, [1, 1]), way
+
+
+@pytest.mark.parametrize(
+    ("script", "connections"),
+    [
+        ([answer(200, b"body", connection="close")], [1, 2]),
+        ([answer(200, b"body", connection="close"), "fin"], [1, 2]),
+        ([b"HTTP/1.0 200 OK\r\ncontent-length: 4\r\n\r\nbody"], [1, 2]),
+        ([b"HTTP/1.0 200 OK\r\ncontent-length: 4\r\nconnection: keep-alive\r\n\r\nbody"], [1, 1]),
+        ([b"HTTP/1.0 200 OK\r\n\r\nbo", 0.02, b"dy", "fin"], [1, 2]),
+        ([CLOSE_DELIMITED + b"body", 0.02, "fin"], [1, 2]),
+        ([STREAM + chunk(b"bo"), 0.02, chunk(b"dy"), 0.02, END], [1, 1]),
+        ([answer(200, b"body")[:-2], 0.02, b"dy"], [1, 1]),
+    ],
+    ids=["close", "close and fin", "1.0", "1.0 kept", "1.0 until the end", "until the end", "chunked", "in pieces"],
+)
+async def test_a_body_ends_as_its_framing_says(way: str, script: Script, connections: list[int]) -> None:
+    """And a connection that is to be closed is not used again."""
+    assert await make_exchange(*script, count=2) == ([(200, b"body")] * 2, connections), way
+
+
+async def test_a_connection_that_is_not_to_be_kept_says_so(way: str) -> None:
+    """As the session is made."""
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session(force_close=True) as session:
+        for _ in range(2):
+            await read(await post(session, upstream.url))
+        assert [request.headers["connection"] for request in upstream.requests] == ["close"] * 2, way
+        assert upstream.connection_count == 2
+
+
+async def test_a_body_that_is_compressed_unasked_is_unpacked(way: str) -> None:
+    """Awaited or pushed."""
+    packer = zlib.compressobj(wbits=31)
+    packed = packer.compress(b"body" * 1000) + packer.flush()
+    script = [answer(200, packed, content_encoding="gzip")]
+    assert await make_exchange(*script) == ([(200, b"body" * 1000)], [1]), way
+    got: list[bytes] = []
+    head = STREAM[:-2] + b"content-encoding: gzip\r\n\r\n"
+    async with answered(head, 0.05, chunk(packed[:20]), 0.02, chunk(packed[20:]) + END) as response:
+        await relay(response.content, into(got), OpenFlow(), note_pause=ignore)
+    assert b"".join(got) == b"body" * 1000
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"y" * 9000, b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 200],
+    ids=["ssh", "a long header", "many headers"],
+)
+async def test_a_head_that_is_not_http_or_too_large_raises(way: str, said: bytes) -> None:
+    """The connection is cut."""
+    async with ScriptedUpstream([said + b"\r\n", "stall"]) as upstream, make_session() as session:
+        with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientResponseError)):
+            await asyncio.wait_for(post(session, upstream.url), 5)
+        await asyncio.wait_for(upstream.requests[0].gone.wait(), 5)
+    assert way
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_a_connection_that_dies_before_the_head_raises(way: str, how: Step) -> None:
+    """Also one that was kept."""
+    async with ScriptedUpstream([answer(200, b"{}")], [how]) as upstream, make_session() as session:
+        await read(await post(session, upstream.url))
+        with pytest.raises((aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)):
+            await post(session, upstream.url)
+        assert [request.connection for request in upstream.requests] == [1, 1], way
+
+
+async def test_a_request_that_is_cancelled_cuts_its_connection(way: str) -> None:
+    """While its answer is waited for."""
+    async with ScriptedUpstream(["stall"]) as upstream, make_session() as session:
+        asking = asyncio.ensure_future(post(session, upstream.url))
+        received = await upstream.request()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.wait_for(received.gone.wait(), 5)
+    assert way
+
+
+async def test_an_answer_that_is_aborted_cuts_its_connection(way: str) -> None:
+    """Though more was to come."""
+    async with ScriptedUpstream([STREAM + chunk(b"one"), "stall"]) as upstream, make_session() as session:
+        (await post(session, upstream.url)).abort()
+        await asyncio.wait_for(upstream.requests[0].gone.wait(), 5)
+    assert way
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_kept_connection_that_has_spoken_unasked_is_not_used() -> None:
+    """It would be taken for the answer to what is asked next."""
+    script: Script = [answer(200, b"asked"), 0.02, answer(408, b"unasked")]
+    async with ScriptedUpstream(script) as upstream, make_session() as session:
+        assert await read(await post(session, upstream.url)) == b"asked"
+        await asyncio.sleep(0.3)
+        got = await post(session, upstream.url)
+        assert (got.status, await read(got)) == (200, b"asked")
+        assert upstream.connection_count == 2
+
+
+async def test_a_new_connection_is_timed_and_a_kept_one_is_not(way: str) -> None:
+    """From the search for the host's name to the end of all handshakes."""
+    took_s: list[float] = []
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session_with_times() as session:
+        for _ in range(2):
+            got = await ask(session, upstream.url, HEADERS, b"", connect_timeout_s=5, note_connect=took_s.append)
+            await read(got)
+    assert len(took_s) == 1, way
+    assert 0 < took_s[0] < 5
+
+
+def make_session_with_times() -> aiohttp.ClientSession:
+    """Return a session that times its connections, both ways."""
+    connector = Connector(headers={}, read_ahead_bytes=4096)
+    return aiohttp.ClientSession(connector=connector, trace_configs=[exchange.connection_times()])
+
+
+# --- whether aiohttp is as it was
+
+
+def _another(*_: object) -> None:
+    """Do something else, with other parameters."""
+
+
+CHANGES: Final[dict[str, tuple[type, str, object]]] = {
+    "TCPConnector._get": (aiohttp.TCPConnector, "_get", _another),
+    "ResponseHandler.read": (ResponseHandler, "read", None),
+    "StreamReader.feed_data": (aiohttp.StreamReader, "feed_data", _another),
+    "ResponseHandler.should_close": (ResponseHandler, "should_close", ...),
+    "an answer that is fed": (ResponseHandler, "set_response_params", _another),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_has_changed_in_aiohttp_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start-up does not break of it, whatever it is."""
+    owner, attribute, changed = CHANGES[name]
+    if changed is ...:
+        monkeypatch.delattr(owner, attribute)
+    else:
+        monkeypatch.setattr(owner, attribute, changed)
+    assert any(fault.startswith(name) for fault in exchange._faults())
+
+
+def test_the_environment_can_ask_for_the_public_way() -> None:
+    """So that whatever is tested can be tested on both."""
+    code = "from gateway import exchange; print(exchange.FAULTS, exchange.IS_SHORT)"
+    said = {
+        word: subprocess.run(  # noqa: S603
+            [sys.executable, "-c", code],
+            env={**os.environ, "MILLRACE_PUBLIC_PATH": word},
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+        for word in ("", "1")
+    }
+    assert said == {"": "() True\n", "1": "() False\n"}
+
+
+# --- how a body is passed on
+
+
+async def test_a_body_that_ends_is_passed_on_whole(way: str) -> None:
+    """Every byte is passed on once and in order, whatever the chunks were."""
+    pieces = [b"%d;" % number for number in range(500)]
+    got: list[bytes] = []
+    script: list[Step] = [STREAM, *(chunk(piece) for piece in pieces[:250]), 0.05, chunk(*pieces[250:]), END]
+    async with answered(*script) as response:
+        await relay(response.content, into(got), OpenFlow(), note_pause=ignore)
+        assert response.content.at_eof(), way
+    assert b"".join(got) == b"".join(pieces)
+
+
+async def test_every_piece_has_the_time_at_which_it_came(way: str) -> None:
+    """On a clock that goes on within a turn of the loop; also what had come before the reading, or behind a pause."""
+    tap, came = Tap(), list[tuple[bytes, float]]()
+
+    def take(data: bytes, arrived_at_s: float) -> bool:
+        came.append((data, time.monotonic() - arrived_at_s))
+        time.sleep(0.02)
+        tap.turn(is_open=data != b"two")
+        return False
+
+    script: list[Step] = [STREAM + chunk(b"one"), 0.05, chunk(b"two"), 0.05, chunk(b"three"), 0.05, chunk(b"four"), END]
+    async with answered(*script) as response:
+        reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=ignore))
+        await asyncio.sleep(0.5)
+        tap.turn(is_open=True)
+        await reading
+    assert b"".join(data for data, _ in came) == b"onetwothreefour", way
+    assert all(0 <= age_s < 0.45 for _, age_s in came)
+
+
+async def test_what_came_with_the_break_has_the_time_of_the_reading(way: str) -> None:
+    """Nobody was told of it when it came."""
+    ages_s: list[float] = []
+
+    def take(_: bytes, arrived_at_s: float) -> bool:
+        ages_s.append(time.monotonic() - arrived_at_s)
+        return False
+
+    async with answered(STREAM + chunk(b"last words"), "rst") as response:
+        await asyncio.sleep(0.05)
+        with suppress(aiohttp.ClientError, OSError):
+            await relay(response.content, take, OpenFlow(), note_pause=ignore)
+    assert all(0 <= age_s < 1 for age_s in ages_s), way
+
+
+async def test_what_had_come_before_the_reading_is_passed_on(way: str) -> None:
+    """A body that has arrived with its head, end and all, is not waited for."""
+    got: list[bytes] = []
+    async with answered(STREAM + chunk(b"all") + END) as response:
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(relay(response.content, into(got), OpenFlow(), note_pause=ignore), 5)
+    assert b"".join(got) == b"all", way
+
+
+async def test_reading_stops_when_there_is_enough(way: str) -> None:
+    """A taker that has enough is not given more, though the connection stays open."""
+    got: list[bytes] = []
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        got.append(data)
+        return True
+
+    async with answered(STREAM + chunk(b"first"), 0.05, chunk(b"second"), "stall") as response:
+        await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), 5)
+    assert got == [b"first"], way
+
+
+@pytest.mark.parametrize("end", ["fin", "rst"])
+async def test_a_connection_that_breaks_raises_behind_its_last_bytes(way: str, end: Step) -> None:
+    """What came before the break is passed on first."""
+    got: list[bytes] = []
+    async with answered(STREAM + chunk(b"last words"), 0.05, end) as response:
+        with pytest.raises((aiohttp.ClientError, OSError)):
+            await relay(response.content, into(got), OpenFlow(), note_pause=ignore)
+    assert got == [b"last words"], way
+
+
+async def test_what_the_taker_raises_travels_out(way: str) -> None:
+    """An error of the taker ends the reading."""
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        raise LookupError(data)
+
+    async with answered(STREAM + chunk(b"bad"), "stall") as response:
+        with pytest.raises(LookupError, match="bad"):
+            await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), 5)
+    assert way
+
+
+async def test_a_cancelled_reading_leaves_an_ordinary_reader(way: str) -> None:
+    """Afterwards the response can be read the public way."""
+    async with answered(STREAM + chunk(b"one"), 0.2, chunk(b"two") + END) as response:
+        reading = asyncio.ensure_future(relay(response.content, lambda *_: False, OpenFlow(), note_pause=ignore))
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert type(response.content) is aiohttp.StreamReader, way
+        assert await response.content.read() == b"two"
+
+
+async def test_nothing_is_passed_on_while_the_flow_is_paused(way: str) -> None:
+    """A closed tap holds back what comes, an opened one lets all of it through; the pause is noted."""
+    tap, pauses = Tap(), list[int]()
+    got: list[bytes] = []
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        got.append(data)
+        tap.turn(is_open=False)
+        return False
+
+    async with answered(STREAM + chunk(b"one"), 0.05, chunk(b"two"), 0.05, chunk(b"three") + END) as response:
+        reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=lambda: pauses.append(1)))
+        await asyncio.sleep(0.3)
+        assert got == [b"one"], way
+        while not reading.done():
+            tap.turn(is_open=True)
+            await asyncio.sleep(0.01)
+        await reading
+    assert b"".join(got) == b"onetwothree"
+    assert pauses
+
+
+async def test_a_paused_reading_takes_little_from_its_provider(way: str) -> None:
+    """Behind a closed tap the reader fills up to its limit, and then the provider cannot write any more."""
+    tap, got = Tap(), list[int]()
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        got.append(len(data))
+        tap.turn(is_open=False)
+        return False
+
+    flood = chunk(b"x" * 1000)
+    async with (
+        ScriptedUpstream([STREAM, *([flood] * 20000), END], has_small_buffers=True) as upstream,
+        make_session() as session,
+        session.post(upstream.url, data=b"{}") as response,
+    ):
+        reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=ignore))
+        received = await upstream.request()
+        await asyncio.sleep(0.5)
+        assert received.bytes_sent < 4_000_000, way  # of 20 MB
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+
+# --- what one read brings, by hand
+
+
+async def fed(head: bytes, take: exchange.Take) -> tuple[exchange._Connection, asyncio.Future[None]]:
+    """Return a connection without a socket whose answer has begun, and the reading of its body."""
+    connection = exchange._Connection(asyncio.get_running_loop())
+    connection.connection_made(asyncio.Transport())
+    connection.set_response_params(read_until_eof=True)
+    connection.data_received(head)
+    _, content = await connection.read()
+    reading = asyncio.ensure_future(relay(content, take, OpenFlow(), note_pause=ignore))
+    await asyncio.sleep(0)
+    return connection, reading
+
+
+@pytest.mark.usefixtures("short")
+async def test_what_one_read_brought_is_passed_on_in_it_and_as_one_piece() -> None:
+    """However many chunks it had, and with the end of the body in it: the loop need not turn."""
+    got: list[bytes] = []
+    connection, reading = await fed(STREAM, into(got))
+    connection.data_received(chunk(b"one") + chunk(b"two")[:4])
+    assert got == [b"onet"]
+    connection.data_received(chunk(b"two")[4:] + chunk(b"three") + END)
+    assert got == [b"onet", b"wothree"]
+    assert connection.sink is None, "the connection may serve another before the reading has noticed"
+    await asyncio.wait_for(reading, 5)
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_body_that_ends_with_its_connection_is_passed_on_whole() -> None:
+    """The end comes outside of any read."""
+    got: list[bytes] = []
+    connection, reading = await fed(CLOSE_DELIMITED, into(got))
+    connection.data_received(b"all")
+    connection.connection_lost(None)
+    await asyncio.wait_for(reading, 5)
+    assert got == [b"all"]
+
+
+@pytest.mark.usefixtures("short")
+async def test_what_comes_behind_an_error_of_the_taker_is_not_passed_on() -> None:
+    """The read in which the taker raises ends as any, and the next is nobody's."""
+    got: list[bytes] = []
+
+    def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
+        got.append(data)
+        raise LookupError
+
+    connection, reading = await fed(STREAM, take)
+    connection.data_received(chunk(b"one"))
+    connection.data_received(chunk(b"two"))
+    with pytest.raises(LookupError):
+        await reading
+    assert got == [b"one"]
+
+
+@pytest.mark.usefixtures("short")
+async def test_a_reader_that_was_pushed_can_be_read_on_in_chunks() -> None:
+    """What was passed on is not counted among the chunks of who reads on, to drain the rest of an answer."""
+    connection = exchange._Connection(asyncio.get_running_loop())
+    connection.connection_made(asyncio.Transport())
+    connection.set_response_params()
+    connection.data_received(STREAM)
+    _, content = await connection.read()
+    reading = asyncio.ensure_future(relay(content, lambda *_: True, OpenFlow(), note_pause=ignore))
+    await asyncio.sleep(0)
+    connection.data_received(chunk(b"enough"))
+    await asyncio.wait_for(reading, 5)
+    connection.data_received(chunk(b"more") + END)
+    assert await content.read() == b"more"
+    assert not connection.should_close
