@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from time import monotonic
 from typing import Final, Self
 
 import aiohttp
@@ -326,7 +326,7 @@ class _Attempt:
 
     def _note_begin(self) -> None:
         """The request is about to be written; until that of the first attempt all time was the gateway's own."""
-        now_s = self._started_at_s = time.monotonic()
+        now_s = self._started_at_s = monotonic()
         if self._call.attempt == 1 and self._call.received_at_s:
             self._gauged.request.observe(now_s - self._call.received_at_s)
 
@@ -346,7 +346,10 @@ class _Attempt:
         decoder = self._decoder = self._provider.decoder(self._call)
         with suppress(aiohttp.ClientError, OSError):
             await relay(
-                answer.content, partial(self._take, decoder), self._call.flow, note_pause=self._watch.note_pause
+                answer.content,
+                partial(self._take, decoder, decoder.feed),
+                self._call.flow,
+                note_pause=self._watch.note_pause,
             )
         self._finish(decoder)
 
@@ -364,14 +367,17 @@ class _Attempt:
                 return
         raise self._late() from error
 
-    def _take(self, decoder: Decoder, data: bytes, arrived_at_s: float) -> bool:
+    def _take(self, decoder: Decoder, feed: Callable[[bytes], list[Event]], data: bytes, arrived_at_s: float) -> bool:
         """Pass on what one read brought; returns whether the answer is complete."""
-        events = decoder.feed(data)
+        events = feed(data)
         if events:
             if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
-                self._gauged.gap.observe(self._watch.note_progress(arrived_at_s))
+                gauged, watch = self._gauged, self._watch
+                before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
+                if before_s is not None:
+                    gauged.gap.observe(arrived_at_s - before_s)
                 self._send(events)
-                self._gauged.transit.observe(time.monotonic() - arrived_at_s)
+                gauged.transit.observe(monotonic() - arrived_at_s)
                 return decoder.is_complete
             self._pass_on(events, arrived_at_s)
         if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
@@ -395,7 +401,7 @@ class _Attempt:
             self._flush(events)
         else:
             self._send(events)
-        transit_s = time.monotonic() - arrived_at_s
+        transit_s = monotonic() - arrived_at_s
         gauged.transit.observe(transit_s)
         if is_first and has_tokens and self._call.continuation is None:
             gauged.first_token.observe(transit_s)
@@ -422,7 +428,7 @@ class _Attempt:
         self._flush(events)
 
     def _note_first_token(self) -> None:
-        now_s = self._first_token_at_s = time.monotonic()
+        now_s = self._first_token_at_s = monotonic()
         self._call.ledger.note_first_token(self._target, self._call.attempt, now_s - (self._started_at_s or now_s))
 
     def settle(self, failure: BaseException | None) -> None:
@@ -440,7 +446,7 @@ class _Attempt:
                 model=call.route.name,
                 result=result,
                 started_at_s=self._started_at_s,
-                ended_at_s=time.monotonic(),
+                ended_at_s=monotonic(),
                 first_token_at_s=self._first_token_at_s,
                 connect_s=self._connect_s,
                 way=call.continuation.way if call.continuation else None,

@@ -51,9 +51,9 @@ class Watch:
         "_is_stream",
         "_limits",
         "_loop",
-        "_progress_at_s",
         "_task",
         "expired",
+        "progress_at_s",
     )
 
     def __init__(
@@ -70,20 +70,23 @@ class Watch:
         self._loop = asyncio.get_running_loop()
         self._began_at_s = self._loop.time()
         self._asked_at_s = self._began_at_s if asked_at_s is None else asked_at_s
-        self._progress_at_s: float | None = None
+        self.progress_at_s: float | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._handle: asyncio.TimerHandle | None = None
         self.expired: Limit | None = None
 
     def note_progress(self, at_s: float) -> float:
-        """A token came then; returns how long after the one before, or after the client was waited for: -1 if none."""
-        before_s, self._progress_at_s = self._progress_at_s, at_s
+        """A token came then; returns how long after the one before, or after the client was waited for: -1 if none.
+
+        Who has no call to spare writes ``progress_at_s`` itself.
+        """
+        before_s, self.progress_at_s = self.progress_at_s, at_s
         return -1.0 if before_s is None else at_s - before_s
 
     def note_pause(self) -> None:
         """The client has been waited for."""
-        self._progress_at_s = time.monotonic()
+        self.progress_at_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._loop.time() >= self._asked_at_s + self._limits.total_timeout_s:
@@ -108,7 +111,7 @@ class Watch:
             raise TimeoutError from error
 
     def _look(self) -> None:
-        if self._progress_at_s is not None and self._flow.is_paused:
+        if self.progress_at_s is not None and self._flow.is_paused:
             self.note_pause()
         limit, due_at_s = self._next_due()
         now_s = self._loop.time()
@@ -123,8 +126,8 @@ class Watch:
         total_at_s = self._asked_at_s + limits.total_timeout_s
         if not self._is_stream:
             return "total", total_at_s
-        if self._progress_at_s is None:
+        if self.progress_at_s is None:
             token: tuple[Limit, float] = ("ttft", self._began_at_s + limits.ttft_timeout_s)
         else:
-            token = ("stall", self._progress_at_s + limits.stall_timeout_s)
+            token = ("stall", self.progress_at_s + limits.stall_timeout_s)
         return token if token[1] < total_at_s else ("total", total_at_s)

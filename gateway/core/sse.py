@@ -45,6 +45,11 @@ class SSEDecoder:
         self._is_first = True
         self._skip_lf = False
 
+    @property
+    def is_between_events(self) -> bool:
+        """Whether all that came so far were whole events, so that what comes next begins one."""
+        return not (self._pending or self._skip_lf or self._is_first)
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """Return the events that ``chunk`` completes, in their order."""
         if self._is_first:

@@ -128,6 +128,8 @@ class EventDecoder:
     """
 
     is_replaying = False
+    is_complete = False
+    """Whether the provider's own end marker, or its error, was seen; no property, as it is read once per token."""
 
     def __init__(self, call: Call, *, secret: str | None = None) -> None:
         self._call = call
@@ -138,11 +140,6 @@ class EventDecoder:
         self._has_ended = False
         self._character_count = 0
         self._reported: Usage | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the provider's own end marker, or its error, was seen."""
-        return self._has_ended or self._failure is not None
 
     @property
     def usage(self) -> Usage | None:
@@ -160,6 +157,7 @@ class EventDecoder:
                     self._read(message, events)
             except UpstreamError as error:
                 self._failure = self._as_interruption(error, events)
+            self.is_complete = self._has_ended or self._failure is not None
         return self._admit(events)
 
     def finish(self) -> list[Event]:
@@ -182,6 +180,7 @@ class EventDecoder:
         except UpstreamError as error:
             if error.code != MALFORMED:
                 self._failure = self._as_interruption(error, events)
+        self.is_complete = self._has_ended or self._failure is not None
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         """Append what ``message`` says to ``events``; raises ``UpstreamError`` for an error or a foreign wire."""

@@ -42,7 +42,7 @@ from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import EventDecoder, framed, started
 from gateway.providers.errors import NOT_JSON, error_from_json, error_in_answer, malformed, upstream_error
 from gateway.providers.openai_mend import FINISH_REASONS, CallIndex, Identity, Mender, json_text, split_content
-from gateway.providers.openai_template import TextTemplate
+from gateway.providers.openai_template import TextTemplate, decode_text
 
 _FAILED = {"error": 500, "insufficient_system_resource": 503}
 """Finish reasons that say that the answer failed, and the status that each amounts to."""
@@ -133,6 +133,28 @@ class OpenAIDecoder(EventDecoder):
         self._opened: set[int] = set()
         self._finished: set[int] = set()
         self._template = TextTemplate()
+        self._ready: TextTemplate | None = None
+
+    def feed(self, data: bytes) -> list[Event]:
+        """Return the events that ``data`` completes; nearly all reads are one event like the last but for its text.
+
+        Such a read is told in one call instead of seven. It is legal if the choice was open behind the last read that
+        was decoded in full, and begins an event if that one did not end within one.
+        """
+        template = self._ready
+        if template is not None and data.startswith(template.event_head) and data.endswith(template.event_tail):
+            try:
+                text = decode_text(data[template.text_begin : template.text_end])
+            except NOT_JSON:
+                text = ""
+            if text:
+                self._character_count += len(text)
+                return [TextDelta(text, template.index, Frame(data[6:-2], OPENAI_CHUNK, 1))]
+        events = super().feed(data)
+        template = self._template
+        is_ready = template.event_head and not self.is_complete and self._lifecycle.is_open(template.index)
+        self._ready = template if is_ready and self._sse.is_between_events else None
+        return events
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data

@@ -155,6 +155,85 @@ def test_data_of_several_lines_becomes_one() -> None:
     assert bare([event]) == [TextDelta("a")]
 
 
+# --- a read that is one event like the last
+
+
+def ready(*more: bytes) -> OpenAIDecoder:
+    """Return a decoder that has read the beginning of a stream, and then what each of more is."""
+    decoder = OpenAIDecoder(CALL)
+    for data in (sse(ROLE, text("first")), *more):
+        decoder.feed(data)
+    return decoder
+
+
+SECOND = sse(text("second"))
+
+
+@given(st.lists(st.text(min_size=1), min_size=1))
+def test_a_read_that_is_one_event_says_what_it_says_within_a_larger_one(words: list[str]) -> None:
+    """Text, index, frame and estimate."""
+    alone, together = ready(), ready()
+    found = [event for word in words for event in alone.feed(sse(text(word)))]
+    assert found == together.feed(sse(*map(text, words)))
+    assert alone.usage == together.usage
+
+
+def test_such_a_read_is_not_decoded_in_full() -> None:
+    """Else this part of the file is in vain."""
+    decoder = ready()
+    assert decoder._ready is not None
+    del decoder._sse
+    (event,) = decoder.feed(SECOND)
+    assert event == TextDelta("second", 0, Frame(SECOND[6:-2], OPENAI_CHUNK, 1))
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        sse(STOP),
+        sse(STOP) + DONE,
+        sse({"error": {"message": "broke"}}),
+        sse(b"{"),
+        SECOND[:-1],
+        SECOND[:9],
+        b": a comment",
+        b"\r",
+        sse({**text("x"), "id": "other"}),
+        sse(tools(piece(0, "{}", "t", "f"))),
+        sse(text("other", index=1)),
+    ],
+    ids=["finish", "done", "error", "malformed", "line", "half", "comment", "return", "identity", "tool", "choice"],
+)
+def test_what_came_before_counts_for_such_a_read_too(before: bytes) -> None:
+    """A choice that has finished says no more, and behind half an event nothing begins."""
+    said = [event for event in ready(before).feed(SECOND) if type(event) is TextDelta]
+    plain = OpenAIDecoder(CALL)
+    expected = [event for event in plain.feed(sse(ROLE, text("first")) + before + SECOND) if type(event) is TextDelta]
+    told = [event for event in ready().feed(before) if type(event) is TextDelta]
+    assert [event.text for event in (*told, *said)] == [event.text for event in expected[1:]]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        SECOND.replace(b'"second"', b'"second"\n'),
+        SECOND.replace(b'"second"', b'\n"second"'),
+        SECOND.replace(b'"second"', b'"sec\nond"'),
+        SECOND.replace(b'"second"', b'"sec\rond"'),
+        SECOND.replace(b'"second"', b'""'),
+        SECOND.replace(b'"second"', b'"'),
+        SECOND.replace(b'"second"', b'"second","refusal":"no"'),
+        SECOND.replace(b'"second"', b'"\xff"'),
+        SECOND + SECOND,
+    ],
+)
+def test_a_read_that_is_like_the_last_only_at_its_ends_is_decoded_in_full(odd: bytes) -> None:
+    """Line breaks are ends of lines, and no event has one in its frame."""
+    events = ready().feed(odd)
+    assert ready().feed(b": x\n\n" + odd) == events
+    assert all(event.frame is None or b"\n" not in event.frame.data for event in events)
+
+
 # --- tool calls
 
 
