@@ -29,8 +29,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from time import monotonic
-from types import SimpleNamespace
-from typing import Any, Final, Literal, NamedTuple, cast
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Final, Literal, cast
 
 import aiohttp
 from aiohttp import StreamReader, TCPConnector
@@ -47,6 +47,9 @@ LARGE_BODY_BYTES: Final = 512 * 1024
 
 MAX_KEPT_PLACES: Final = 1024
 """An address can have the model's name in it, and that is the client's word."""
+
+MAX_KEPT_HEADS: Final = 8
+"""A provider has two: for a stream, and for an answer that is wanted whole."""
 
 Take = Callable[[bytes, float], bool]
 """Takes what one read brought, and when that was; returns whether it was all that is needed.
@@ -180,12 +183,34 @@ class Connector(TCPConnector):
         return "".join(lines) + ("connection: close\r\n" if self.force_close else "")
 
 
-class _Place(NamedTuple):
-    """What is the same in all requests to one address."""
+class _Place:
+    """What is the same in all requests to one address.
 
-    request: ClientRequest
-    key: Any
-    head: str
+    ``heads`` are written out for headers that no call adds to: a provider hands out the same read-only ones each time.
+    """
+
+    __slots__ = ("_head", "heads", "key", "request")
+
+    def __init__(self, request: ClientRequest, head: str) -> None:
+        self.request = request
+        self.key = request.connection_key
+        self._head = head
+        self.heads: dict[int, tuple[Mapping[str, str], bytes]] = {}
+
+    def head_of(self, headers: Mapping[str, str], body_bytes: int) -> bytes:
+        """Return the head of a request; raises ``ValueError`` for a header that would be more than one."""
+        kept = self.heads.get(id(headers))
+        if kept is not None and kept[0] is headers:
+            return b"%bContent-Length: %d\r\n\r\n" % (kept[1], body_bytes)
+        if _CONTROL.search("".join(headers.values())) is not None:
+            raise ValueError("a header of the request has a control character in it")
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"{self._head}{lines}".encode("utf-8", "ignore")
+        if type(headers) is MappingProxyType:
+            if len(self.heads) >= MAX_KEPT_HEADS:
+                self.heads.clear()
+            self.heads[id(headers)] = headers, head
+        return b"%bContent-Length: %d\r\n\r\n" % (head, body_bytes)
 
     @classmethod
     def of(cls, address: str, common_head: str, loop: asyncio.AbstractEventLoop) -> _Place | None:
@@ -200,7 +225,7 @@ class _Place(NamedTuple):
         if _CONTROL.search(f"{host}{path}") is not None or " " in path:
             return None
         request = ClientRequest("POST", url, loop=loop)
-        return cls(request, request.connection_key, f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{common_head}")
+        return cls(request, f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{common_head}")
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -239,7 +264,7 @@ async def ask(
         if type(connector) is Connector and connector.has_plain(headers):
             place = connector.place(url)
             if place is not None:
-                request = _head(place, headers, len(body)) + body
+                request = place.head_of(headers, len(body)) + body
                 connection = await connector.take(place, connect_timeout_s, note_connect)
                 return await _exchange(connection, request, connector.read_ahead_bytes)
     response = await session.post(
@@ -252,13 +277,6 @@ async def ask(
         trace_request_ctx=note_connect,
     )
     return _PublicAnswer(response)
-
-
-def _head(place: _Place, headers: Mapping[str, str], body_bytes: int) -> bytes:
-    if _CONTROL.search("".join(headers.values())) is not None:
-        raise ValueError("a header of the request has a control character in it")
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"{place.head}{lines}Content-Length: {body_bytes}\r\n\r\n".encode("utf-8", "ignore")
 
 
 async def _exchange(connection: Connection, request: bytes, read_ahead_bytes: int) -> Answer:
@@ -427,6 +445,10 @@ class _Connection(ResponseHandler):
     def close(self) -> None:
         self.abort()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002, as aiohttp has it
+        if self._reading_paused or self._buffer_paused:  # else it is asked for at the end of every body, in vain
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         sink = self.sink
         if sink is None:
@@ -492,6 +514,7 @@ _SIGNATURES: Final = {
     "Connection.close": (Connection, "close", ["self"]),
     "ResponseHandler.read": (ResponseHandler, "read", ["self"]),
     "ResponseHandler.abort": (ResponseHandler, "abort", ["self"]),
+    "ResponseHandler.resume_reading": (ResponseHandler, "resume_reading", ["self", "resume_parser"]),
     "ResponseHandler.data_received": (ResponseHandler, "data_received", ["self", "data"]),
     "ResponseHandler.connection_lost": (ResponseHandler, "connection_lost", ["self", "exc"]),
     "StreamReader.feed_data": (StreamReader, "feed_data", ["self", "data", "size"]),
@@ -507,6 +530,8 @@ _NAMES: Final = {
     "ResponseHandler.should_close": (ResponseHandler, "should_close"),
     "ResponseHandler.writing_paused": (ResponseHandler, "writing_paused"),
     "Connection.protocol": (Connection, "protocol"),
+    "ResponseHandler._reading_paused": (ResponseHandler, "_reading_paused"),
+    "ResponseHandler._buffer_paused": (ResponseHandler, "_buffer_paused"),
     "StreamReader._protocol": (StreamReader, "_protocol"),
     "ClientRequest.connection_key": (ClientRequest, "connection_key"),
 }

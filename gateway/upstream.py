@@ -197,6 +197,9 @@ class Upstream:
         self._fresh = fresh or session
         self._meters = meters
         self._gauged: dict[tuple[str, str], _Gauged] = {}
+        self._configured: dict[
+            tuple[str, Target], _Gauged
+        ] = {}  # the same, for the targets that have a label of their own
 
     async def __call__(self, call: Call, send: Send) -> None:
         """Relay the target's answer to ``send``; raises ``UpstreamError`` for every end that is not its own."""
@@ -230,10 +233,15 @@ class Upstream:
             del failure  # its traceback has this frame, which would keep it, and it the call
 
     def _gauge(self, call: Call, target: Target) -> _Gauged:
-        model, upstream = call.route.name, upstream_label(call.route, target)
-        found = self._gauged.get((model, upstream))
+        model = call.route.name
+        found = self._configured.get((model, target))
         if found is None:
-            found = self._gauged[model, upstream] = _Gauged.of(self._meters, model, upstream)
+            upstream = upstream_label(call.route, target)
+            found = self._gauged.get((model, upstream))
+            if found is None:
+                found = self._gauged[model, upstream] = _Gauged.of(self._meters, model, upstream)
+            if upstream == str(target) and len(self._configured) < MAX_LEARNED_MODELS:
+                self._configured[model, target] = found
         return found
 
 
@@ -307,10 +315,12 @@ class _Attempt:
                 note_connect=self._note_connect,
                 proxy=self._proxy,
             )
-            self._gauged.note_limits(answer.headers)
+            shown = _shown(answer.headers)
+            if shown:  # what is left of limits is
+                self._gauged.note_limits(answer.headers)
             if answer.status >= 300:
                 raise self._refusal(answer, await answer.read(MAX_ERROR_BYTES))
-            self._headers = _shown(answer.headers)
+            self._headers = shown
             if call.stream and not _is_json(answer.headers):
                 await self._relay(answer)
             else:
@@ -411,10 +421,12 @@ class _Attempt:
         if not self.has_sent:
             self.has_sent = True
             self._note_first_token()
-        batch = [
-            structs.replace(event, headers=self._headers) if isinstance(event, StreamStarted) else event
-            for event in (*self._held, *events)
-        ]
+        batch = [*self._held, *events]
+        if self._headers:
+            batch = [
+                structs.replace(event, headers=self._headers) if type(event) is StreamStarted else event
+                for event in batch
+            ]
         self._held.clear()
         self._send(batch)
 

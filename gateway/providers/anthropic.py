@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -42,7 +43,7 @@ from gateway.core.call import (
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
 from gateway.providers.anthropic_stream import AnthropicDecoder, read_answer, read_error
-from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, RequestHeaders, UpstreamRequest, wanted_format
 from gateway.providers.continued import OpenTurn, Rest, continued, continued_answer, goes_on, messages_with, open_turn
 from gateway.providers.errors import decode_or_none, retry_after_s, should_retry, upstream_error
 
@@ -77,7 +78,7 @@ _NOT_IN_IDS = re.compile(r"[^\w-]", re.ASCII)
 _Block: TypeAlias = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Anthropic:
     """Anthropic's own API, or a host that speaks it."""
 
@@ -96,14 +97,18 @@ class Anthropic:
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Messages request; raises ``InvalidRequest`` for what that cannot express."""
         base_url = self.base_url.removesuffix("/v1")
-        version = self.options.api_version or DEFAULT_API_VERSION
-        headers = {**content_headers(call), "anthropic-version": version}
-        if self.options.api_key:
-            headers["x-api-key"] = self.options.api_key
-        if beta := call.headers.get("anthropic-beta"):
-            headers["anthropic-beta"] = beta
-        body = msgspec.json.encode(_write_body(call, accepts_sampling=version < _NO_SAMPLING_VERSION))
-        return UpstreamRequest(f"{base_url}/v1/messages", {**headers, **self.options.headers}, body)
+        body = msgspec.json.encode(_write_body(call, accepts_sampling=self._version < _NO_SAMPLING_VERSION))
+        return UpstreamRequest(f"{base_url}/v1/messages", self._headers.of(call), body)
+
+    @property
+    def _version(self) -> str:
+        return self.options.api_version or DEFAULT_API_VERSION
+
+    @cached_property
+    def _headers(self) -> RequestHeaders:
+        key = self.options.api_key
+        shown = {"anthropic-version": self._version, **({"x-api-key": key} if key else {})}
+        return RequestHeaders(shown, self.options.headers, forwarded=("anthropic-beta",))
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 import msgspec
@@ -217,15 +218,37 @@ class EventDecoder:
         return _estimate(self._call, self._character_count)
 
 
-def content_headers(call: Call) -> dict[str, str]:
-    """Return the headers that say what the request is, what is wanted back, and which trace it belongs to, if any."""
-    headers = {
-        "content-type": "application/json",
-        "accept": "text/event-stream" if call.stream else "application/json",
-    }
-    if call.headers:
-        headers |= {name: call.headers[name] for name in TRACE_HEADERS if name in call.headers}
-    return headers
+class RequestHeaders:
+    """The headers of a provider's requests: what each one is, what is wanted back, whose it is.
+
+    To a call that brings none of its own the same ones are handed out each time, read-only, so that whoever writes
+    them can keep them written. Of a call's own those go on that are ``forwarded``, and which trace it belongs to.
+    ``configured`` ones win over all others.
+    """
+
+    __slots__ = ("_configured", "_forwarded", "_of_stream", "_of_whole", "_own")
+
+    def __init__(
+        self, own: Mapping[str, str], configured: Mapping[str, str], *, forwarded: tuple[str, ...] = ()
+    ) -> None:
+        self._own = own
+        self._configured = configured
+        self._forwarded = (*TRACE_HEADERS, *forwarded)
+        self._of_stream = MappingProxyType(self._write("text/event-stream", {}))
+        self._of_whole = MappingProxyType(self._write("application/json", {}))
+
+    def of(self, call: Call) -> Mapping[str, str]:
+        """Return the headers of the request that is written for ``call``."""
+        plain = self._of_stream if call.stream else self._of_whole
+        said = call.headers
+        if not said:
+            return plain
+        forwarded = {name: said[name] for name in self._forwarded if name in said}
+        return self._write("text/event-stream" if call.stream else "application/json", forwarded)
+
+    def _write(self, accept: str, forwarded: Mapping[str, str]) -> dict[str, str]:
+        content = {"content-type": "application/json", "accept": accept}
+        return {**content, **forwarded, **self._own, **self._configured}
 
 
 def started(call: Call, answer_id: str, model: str | None = None, created_unix_s: int = 0) -> StreamStarted:
@@ -253,7 +276,7 @@ def wanted_format(call: Call) -> ResponseFormat | None:
 
 def with_usage(call: Call, events: list[Event]) -> list[Event]:
     """Return the events of a whole answer, with an estimate of its usage where the provider reported none."""
-    if any(type(event) is UsageReported for event in events):
+    if type(events[-1]) is UsageReported or any(type(event) is UsageReported for event in events):
         return events
     return [*events, UsageReported(_estimate(call, sum(map(_length, events))))]
 

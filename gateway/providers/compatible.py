@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -134,17 +135,17 @@ class OpenAICompatible(OpenAI):
             expected = "expected the address of the host, such as http://127.0.0.1:8000/v1"
             raise ConfigError([f"providers.{options.name}.base_url: {expected}"])
 
-    @property
+    @cached_property
     def host(self) -> Host:
         """What is known of the host; nothing for one that has only an address."""
         return HOSTS[self.options.host] if self.options.host else _UNKNOWN
 
-    @property
+    @cached_property
     def wire(self) -> Wire:
         """How the host deviates."""
         return self.host.wire
 
-    @property
+    @cached_property
     def base_url(self) -> str:
         """Where the host is: as configured, or where it is known to be."""
         return self.options.base_url_or(self.host.base_url)

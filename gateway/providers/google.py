@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
@@ -39,7 +40,7 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, UpstreamRequest, content_headers, wanted_format
+from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, RequestHeaders, UpstreamRequest, wanted_format
 from gateway.providers.continued import Rest, continued, goes_on, messages_with, open_turn
 from gateway.providers.errors import NOT_JSON, retry_after_s
 from gateway.providers.google_stream import GoogleDecoder, checkpoint_of, decode_error, model_name, read_error
@@ -104,13 +105,13 @@ class Google:
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a ``generateContent`` request; raises ``InvalidRequest`` for what that cannot express."""
-        headers = content_headers(call)
-        if self.options.api_key and self._is_vertex:
-            headers["authorization"] = f"Bearer {self.options.api_key}"
-        elif self.options.api_key:
-            headers["x-goog-api-key"] = self.options.api_key
-        body = msgspec.json.encode(_write_body(call))
-        return UpstreamRequest(self._url(call), {**headers, **self.options.headers}, body)
+        return UpstreamRequest(self._url(call), self._headers.of(call), msgspec.json.encode(_write_body(call)))
+
+    @cached_property
+    def _headers(self) -> RequestHeaders:
+        key = self.options.api_key
+        own = {"authorization": f"Bearer {key}"} if self._is_vertex else {"x-goog-api-key": key or ""}
+        return RequestHeaders(own if key else {}, self.options.headers)
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import msgspec
@@ -37,7 +38,7 @@ from gateway.core.call import (
 )
 from gateway.core.errors import InvalidRequest, UpstreamError
 from gateway.core.events import Event
-from gateway.providers.base import Decoder, ProviderOptions, UpstreamRequest, content_headers
+from gateway.providers.base import Decoder, ProviderOptions, RequestHeaders, UpstreamRequest
 from gateway.providers.continued import OpenTurn, Rest, continued, continued_answer, goes_on, messages_with, open_turn
 from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
@@ -97,6 +98,8 @@ class Wire:
 
     def open_turn(self, call: Call) -> OpenTurn | None:
         """Return the turn that the host is to go on with, ``None`` where it is to begin one."""
+        if call.continuation is None:
+            return None
         prefill = self.prefill or _TRAILING_TURN
         return open_turn(call, echoes=prefill.echoes, takes_space=prefill.takes_space)
 
@@ -132,7 +135,7 @@ class OpenAI:
         """How this provider deviates from the others that share its wire."""
         return OPENAI_WIRE
 
-    @property
+    @cached_property
     def base_url(self) -> str:
         """Where the provider is: as configured, or where it is known to be."""
         return self.options.base_url_or(self.default_base_url)
@@ -151,7 +154,7 @@ class OpenAI:
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Chat Completions request; raises ``InvalidRequest`` for what it cannot express."""
-        return UpstreamRequest(self.url(call), self._headers(call), msgspec.json.encode(write_body(call, self.wire)))
+        return UpstreamRequest(self.url(call), self._headers.of(call), msgspec.json.encode(write_body(call, self.wire)))
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
@@ -172,13 +175,11 @@ class OpenAI:
         turn = self.wire.open_turn(call)
         return None if turn is None else turn.rest()
 
-    def _headers(self, call: Call) -> dict[str, str]:
-        headers = content_headers(call)
-        headers |= {name: call.headers[name] for name in FORWARDED_HEADERS if name in call.headers}
-        if self.options.api_key:
-            key = self.options.api_key
-            headers[self.wire.key_header] = f"Bearer {key}" if self.wire.key_header == "authorization" else key
-        return {**headers, **self.wire.headers, **self.options.headers}
+    @cached_property
+    def _headers(self) -> RequestHeaders:
+        key, key_header = self.options.api_key, self.wire.key_header
+        shown = {key_header: f"Bearer {key}" if key_header == "authorization" else key} if key else {}
+        return RequestHeaders({**shown, **self.wire.headers}, self.options.headers, forwarded=FORWARDED_HEADERS)
 
 
 def write_body(call: Call, wire: Wire) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from gateway.core.events import (
     ProviderExtra,
     ReasoningDelta,
     RefusalDelta,
+    StreamStarted,
     TextDelta,
     ToolCallDelta,
     ToolCallStarted,
@@ -303,7 +304,16 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
     told = framed(events, mender.result(), OPENAI_ANSWER)
+    if len(answer.choices) == 1 and tuple(map(type, told)) in _PLAIN_ANSWERS:
+        return told
     return Lifecycle().admit([start, *told] if known else told)
+
+
+_PLAIN_ANSWERS = {
+    (StreamStarted, TextDelta, ChoiceFinished, UsageReported),
+    (StreamStarted, TextDelta, ChoiceFinished),
+}
+"""The events of nearly all whole answers: of one choice, they are legal as they stand."""
 
 
 def _raise_error(chunk: _Chunk, data: bytes, secret: str | None) -> None:

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiohttp
@@ -158,6 +159,24 @@ async def test_a_header_with_a_line_break_is_never_sent(way: str, part: str, mar
         await read(await post(session, upstream.url))
         assert [request.head for request in upstream.requests if "evil" in request.head] == [], way
         assert len(upstream.requests) == 1
+
+
+async def test_headers_that_cannot_change_are_written_out_once_and_are_the_same_each_time(way: str) -> None:
+    """But for the length of the body; other headers, and those that a call has of its own, are written each time."""
+    plain = MappingProxyType({**HEADERS, "x-own": "plain"})
+    said = [plain, {**HEADERS, "x-own": "a"}, plain, {**HEADERS, "x-own": "b"}, MappingProxyType({**HEADERS, "y": "c"})]
+    async with ScriptedUpstream([answer(200, b"{}")]) as upstream, make_session() as session:
+        for number, headers in enumerate(said):
+            await read(await post(session, upstream.url, b"x" * number, headers=headers))
+        for _ in range(exchange.MAX_KEPT_HEADS + 1):
+            await read(await post(session, upstream.url, headers=MappingProxyType({**HEADERS, "x-own": "d"})))
+        got = [(one.headers.get("x-own", one.headers.get("y")), len(one.body)) for one in upstream.requests[:5]]
+        assert got == [("plain", 0), ("a", 1), ("plain", 2), ("b", 3), ("c", 4)], way
+        connector = session.connector
+        assert isinstance(connector, Connector)
+        place = connector.place(upstream.url)
+        assert place is not None
+        assert len(place.heads) <= exchange.MAX_KEPT_HEADS
 
 
 async def test_half_a_character_is_left_out_of_a_header(way: str) -> None:

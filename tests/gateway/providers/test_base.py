@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 from msgspec import structs
@@ -26,8 +27,8 @@ from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import (
     EventDecoder,
     ProviderOptions,
+    RequestHeaders,
     UpstreamRequest,
-    content_headers,
     estimate_tokens,
     framed,
     started,
@@ -243,8 +244,21 @@ def test_start_has_the_models_own_name_or_that_of_the_target() -> None:
 @pytest.mark.parametrize(("stream", "accepted"), [(True, "text/event-stream"), (False, "application/json")])
 def test_request_says_what_it_is_and_what_it_wants(stream: bool, accepted: str) -> None:  # noqa: FBT001
     """JSON there, events or JSON back."""
-    headers = content_headers(Call(request_id="r1", stream=stream))
+    headers = RequestHeaders({}, {}).of(Call(request_id="r1", stream=stream))
     assert headers == {"content-type": "application/json", "accept": accepted}
+
+
+def test_request_headers_are_the_configured_ones_before_the_own_before_what_is_forwarded() -> None:
+    """Of a call's only those that may go on, and its trace; calls without any share theirs, and cannot change it."""
+    headers = RequestHeaders({"b": "own", "c": "own"}, {"c": "configured"}, forwarded=("a", "b"))
+    said = {"a": "said", "b": "said", "c": "said", "other": "said", "traceparent": "00-1"}
+    content = {"content-type": "application/json", "accept": "application/json"}
+    call = Call(request_id="r1")
+    assert headers.of(call) is headers.of(Call(request_id="r2"))
+    assert headers.of(call) == {**content, "b": "own", "c": "configured"}
+    assert isinstance(headers.of(call), MappingProxyType)
+    found = headers.of(Call(request_id="r1", headers=said))
+    assert found == {**content, "a": "said", "traceparent": "00-1", "b": "own", "c": "configured"}
 
 
 def test_configured_address_beats_the_known_one() -> None:
