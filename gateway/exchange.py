@@ -33,14 +33,19 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, Literal, cast
 
 import aiohttp
-from aiohttp import StreamReader, TCPConnector
+from aiohttp import ClientRequest, StreamReader, TCPConnector
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
-from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from gateway.core.call import Flow, OpenFlow
+
+_MISSING: tuple[str, ...] = ()
+try:
+    from aiohttp.connector import Connection
+    from aiohttp.http import HttpProcessingError
+except ImportError as error:
+    _MISSING = (str(error),)
+    Connection = HttpProcessingError = type("Missing", (Exception,), {})  # type: ignore[assignment, misc]
 
 LARGE_BODY_BYTES: Final = 512 * 1024
 """Above this aiohttp wants a file, so that it can write in pieces instead of blocking the loop."""
@@ -98,7 +103,7 @@ class Answer:
             connection.release()
 
     def abort(self) -> None:
-        """Cut the connection: to close it would be too polite, see ``_Connection``."""
+        """Cut the connection: to close it would be too polite, see ``_Abrupt``."""
         cast("Connection", self._connection).close()
 
 
@@ -134,7 +139,8 @@ class Connector(TCPConnector):
 
     def __init__(self, *, headers: Mapping[str, str], read_ahead_bytes: int, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = partial(_Connection, loop=self._loop)  # type: ignore[assignment]  # it is one of these
+        make = _Connection if IS_SHORT else _Abrupt
+        self._factory = partial(make, loop=self._loop)  # type: ignore[assignment]  # it is one of these
         self._headers = headers
         self.read_ahead_bytes = read_ahead_bytes
         self._places: dict[str, _Place | None] = {}
@@ -429,21 +435,24 @@ class _Sink:
             self.stopped.set_result(why)
 
 
-class _Connection(ResponseHandler):
-    """A connection that passes on to its ``sink``, while it has one, what each read brought.
+class _Abrupt(ResponseHandler):
+    """A connection that is never closed politely: with TLS that waits for the other side, up to half a minute.
 
-    It is never closed politely: with TLS that waits for the other side, up to half a minute. A call may be cancelled
-    while aiohttp still waits for the head of its answer, and then it is aiohttp that closes.
+    A call may be cancelled while aiohttp still waits for the head of its answer, and then it is aiohttp that closes.
     """
+
+    def close(self) -> None:
+        self.abort()
+
+
+class _Connection(_Abrupt):
+    """A connection that passes on to its ``sink``, while it has one, what each read brought."""
 
     sink: _Sink | None = None
 
     def make_future(self) -> asyncio.Future[Any]:
         """Return a future of the connection's loop."""
         return self._loop.create_future()
-
-    def close(self) -> None:
-        self.abort()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002, as aiohttp has it
         if self._reading_paused or self._buffer_paused:  # else it is asked for at the end of every body, in vain
@@ -539,6 +548,7 @@ _NAMES: Final = {
 
 def _faults() -> Iterator[str]:
     """Yield the names of what is not as this file expects it; never raises."""
+    yield from _MISSING
     for name, (owner, attribute, expected) in _SIGNATURES.items():
         try:
             found = list(inspect.signature(getattr(owner, attribute)).parameters)

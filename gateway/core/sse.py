@@ -55,6 +55,8 @@ class SSEDecoder:
         if self._is_first:
             chunk = self._without_bom(chunk)
         if self._skip_lf or b"\r" in chunk:
+            if _is_one_event_of_crlf(chunk) and self.is_between_events:
+                return [ServerSentEvent(chunk[6:-4])]  # and nearly all of those whose lines end so
             chunk = self._with_lf_only(chunk)
         elif not self._pending and chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2:
             return [ServerSentEvent(chunk[6:-2])] if len(chunk) > 8 else []  # one whole event: nearly all reads
@@ -110,6 +112,11 @@ class SSEDecoder:
         if chunk.endswith(b"\r"):
             self._skip_lf = True
         return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _is_one_event_of_crlf(chunk: bytes) -> bool:
+    is_framed = chunk.startswith(b"data: ") and chunk.endswith(b"\r\n\r\n") and len(chunk) > 10
+    return is_framed and chunk.count(b"\n") == chunk.count(b"\r") == 2
 
 
 def _events(blocks: list[bytes]) -> list[ServerSentEvent]:

@@ -59,13 +59,16 @@ class ProviderOptions:
         return (self.base_url or default).rstrip("/")
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True):
     """A request as it goes to the provider: always a POST of JSON."""
 
     url: str
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
+    headers: Mapping[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        """Return what may be seen of it: no key, and nothing that is said."""
+        return f"UpstreamRequest(url={self.url!r})"
 
 
 class Decoder(Protocol):
@@ -198,11 +201,16 @@ class EventDecoder:
 
     def _admit(self, events: list[Event]) -> list[Event]:
         """Keep what is legal, and count what an estimate of the usage would need."""
-        if len(events) == 1:
-            event = events[0]
+        if 1 <= len(events) <= 2:
+            event, last = events[0], events[-1]
             if type(event) is TextDelta and self._lifecycle.is_open(event.index):  # nearly all of a stream
-                self._character_count += len(event.text)
-                return events
+                if event is last:
+                    self._character_count += len(event.text)
+                    return events
+                if type(last) is UsageReported:  # some tell the running total with each text
+                    self._character_count += len(event.text)
+                    self._reported = last.usage
+                    return events
         admitted = self._lifecycle.admit(events)
         for event in admitted:
             if type(event) is TextDelta:

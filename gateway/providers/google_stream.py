@@ -205,7 +205,7 @@ class GoogleDecoder(EventDecoder):
             self._is_framing_known = True
             if begun.startswith((b"[", b"{")):
                 self._sse = JSONStreamDecoder()
-        return super().feed(data)
+        return EventDecoder.feed(self, data)
 
     def finish(self) -> list[Event]:
         """Take the end of the bytes, which alone makes a finish final."""

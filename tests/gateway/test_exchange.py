@@ -409,18 +409,25 @@ def test_what_has_changed_in_aiohttp_is_named(name: str, monkeypatch: pytest.Mon
     assert any(fault.startswith(name) for fault in exchange._faults())
 
 
+def test_a_name_that_has_moved_does_not_keep_the_gateway_from_starting() -> None:
+    """It is named, and the public way taken."""
+    code = "import aiohttp.connector; del aiohttp.connector.Connection; from gateway import exchange\n"
+    said = run_python(code + "print(exchange.IS_SHORT, *exchange.FAULTS)")
+    assert said.startswith("False")
+    assert "Connection" in said
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Return what a program of its own says."""
+    command = [sys.executable, "-c", code]
+    run = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, check=True)  # noqa: S603
+    return run.stdout.decode()
+
+
 def test_the_environment_can_ask_for_the_public_way() -> None:
     """So that whatever is tested can be tested on both."""
     code = "from gateway import exchange; print(exchange.FAULTS, exchange.IS_SHORT)"
-    said = {
-        word: subprocess.run(  # noqa: S603
-            [sys.executable, "-c", code],
-            env={**os.environ, "MILLRACE_PUBLIC_PATH": word},
-            capture_output=True,
-            check=True,
-        ).stdout.decode()
-        for word in ("", "1")
-    }
+    said = {word: run_python(code, MILLRACE_PUBLIC_PATH=word) for word in ("", "1")}
     assert said == {"": "() True\n", "1": "() False\n"}
 
 

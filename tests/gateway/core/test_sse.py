@@ -57,6 +57,18 @@ def test_short_ways_read_what_the_standard_says(body: bytes) -> None:
     assert decode(body) == reference(body)
 
 
+@pytest.mark.parametrize(
+    "before", [b"", BOM, BOM[:1], b"\r", b"data: a", b"data: a\r\n", b"data: a\r\n\r\n", b": x\r\n"]
+)
+@pytest.mark.parametrize(
+    "read", [b"data: b\r\n\r\n", b"data: \r\n\r\n", b"data: b\r\r\n\n", b"data: b\n\r\r\n\r\n", b"\ndata: b\r\n\r\n"]
+)
+def test_a_read_that_is_one_event_of_crlf_means_the_same_behind_anything(before: bytes, read: bytes) -> None:
+    """Gemini ends its lines so."""
+    begun = before or b"data: 0\n\n"
+    assert decode(begun, read) == reference(begun + read)
+
+
 def test_event_is_dispatched_by_its_blank_line() -> None:
     """Nothing comes before the blank line, and everything with it."""
     decoder = SSEDecoder()

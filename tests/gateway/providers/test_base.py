@@ -92,6 +92,21 @@ def test_stream_with_its_end_is_complete() -> None:
     assert decoder.finish() == []
 
 
+def test_a_total_that_comes_with_each_text_is_legal_where_the_text_is() -> None:
+    """Behind the end of a choice it is told without the text, and counts all the same."""
+    decoder = WordDecoder(CALL)
+    decoder.feed(sse("start", "hi"))
+    total = UsageReported(Usage(1, 2))
+    assert decoder.feed(sse("ho", "used")) == [TextDelta("ho"), total]
+    assert decoder._character_count == 4
+    assert decoder.usage == total.usage
+    decoder = WordDecoder(CALL)
+    decoder.feed(sse("start", "hi", "end"))
+    assert decoder.feed(sse("ho", "used")) == [total]
+    assert decoder.usage == total.usage
+    assert decoder._character_count == 2
+
+
 def test_last_event_without_its_blank_line_counts() -> None:
     """What the end of the bytes completes is delivered by it."""
     decoder = WordDecoder(CALL)
