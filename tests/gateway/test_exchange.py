@@ -18,6 +18,7 @@ from aiohttp.client_proto import ResponseHandler
 from gateway import exchange
 from gateway.core.call import OpenFlow
 from gateway.exchange import LARGE_BODY_BYTES, Answer, Connector, ask, relay
+from tests.eventually import TIMEOUT_S, eventually
 from tests.scripted_upstream import CLOSE_DELIMITED, END, STREAM, Script, ScriptedUpstream, Step, answer, chunk
 
 
@@ -448,36 +449,51 @@ async def test_a_body_that_ends_is_passed_on_whole(way: str) -> None:
 async def test_every_piece_has_the_time_at_which_it_came(way: str) -> None:
     """On a clock that goes on within a turn of the loop; also what had come before the reading, or behind a pause."""
     tap, came = Tap(), list[tuple[bytes, float]]()
+    gates = asyncio.Event(), asyncio.Event()
 
     def take(data: bytes, arrived_at_s: float) -> bool:
-        came.append((data, time.monotonic() - arrived_at_s))
+        came.append((data, arrived_at_s))
+        assert arrived_at_s <= time.monotonic()
         time.sleep(0.02)
         tap.turn(is_open=data != b"two")
         return False
 
-    script: list[Step] = [STREAM + chunk(b"one"), 0.05, chunk(b"two"), 0.05, chunk(b"three"), 0.05, chunk(b"four"), END]
+    script: list[Step] = [
+        STREAM + chunk(b"one"), gates[0], chunk(b"two"), gates[1], chunk(b"three"), 0.01, chunk(b"four"), END,
+    ]  # fmt: skip
     async with answered(*script) as response:
-        reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=ignore))
-        await asyncio.sleep(0.5)
+        content, known_at_s = response.content, list[float]()
+        await eventually(lambda: content.total_bytes == len(b"one"))
+        known_at_s.append(time.monotonic())
+        reading = asyncio.ensure_future(relay(content, take, tap, note_pause=ignore))
+        await eventually(lambda: len(came) == 1)
+        known_at_s.append(time.monotonic())
+        gates[0].set()
+        await eventually(lambda: tap.is_paused)
+        gates[1].set()
+        await eventually(lambda: content.total_bytes >= len(b"onethreefour"))  # what is pushed is not counted in it
+        known_at_s.append(time.monotonic())
         tap.turn(is_open=True)
         await reading
     assert b"".join(data for data, _ in came) == b"onetwothreefour", way
-    assert all(0 <= age_s < 0.45 for _, age_s in came)
+    assert [data for data, _ in came[:2]] == [b"one", b"two"]
+    assert all(since_s <= at_s for since_s, (_, at_s) in zip([*known_at_s, *known_at_s[2:]], came, strict=False))
 
 
 async def test_what_came_with_the_break_has_the_time_of_the_reading(way: str) -> None:
     """Nobody was told of it when it came."""
-    ages_s: list[float] = []
+    came_at_s: list[float] = []
 
     def take(_: bytes, arrived_at_s: float) -> bool:
-        ages_s.append(time.monotonic() - arrived_at_s)
+        came_at_s.append(arrived_at_s)
         return False
 
     async with answered(STREAM + chunk(b"last words"), "rst") as response:
         await asyncio.sleep(0.05)
+        began_at_s = time.monotonic()
         with suppress(aiohttp.ClientError, OSError):
             await relay(response.content, take, OpenFlow(), note_pause=ignore)
-    assert all(0 <= age_s < 1 for age_s in ages_s), way
+    assert all(began_at_s <= at_s <= time.monotonic() for at_s in came_at_s), way
 
 
 async def test_what_had_come_before_the_reading_is_passed_on(way: str) -> None:
@@ -485,20 +501,23 @@ async def test_what_had_come_before_the_reading_is_passed_on(way: str) -> None:
     got: list[bytes] = []
     async with answered(STREAM + chunk(b"all") + END) as response:
         await asyncio.sleep(0.05)
-        await asyncio.wait_for(relay(response.content, into(got), OpenFlow(), note_pause=ignore), 5)
+        await asyncio.wait_for(relay(response.content, into(got), OpenFlow(), note_pause=ignore), TIMEOUT_S)
     assert b"".join(got) == b"all", way
 
 
 async def test_reading_stops_when_there_is_enough(way: str) -> None:
     """A taker that has enough is not given more, though the connection stays open."""
     got: list[bytes] = []
+    go_on = asyncio.Event()
 
     def take(data: bytes, arrived_at_s: float) -> bool:  # noqa: ARG001, the signature of a taker
         got.append(data)
         return True
 
-    async with answered(STREAM + chunk(b"first"), 0.05, chunk(b"second"), "stall") as response:
-        await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), 5)
+    async with answered(STREAM + chunk(b"first"), go_on, chunk(b"second"), "stall") as response:
+        await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), TIMEOUT_S)
+        go_on.set()
+        await eventually(lambda: response.content.total_bytes == len(b"firstsecond"))
     assert got == [b"first"], way
 
 
@@ -506,9 +525,13 @@ async def test_reading_stops_when_there_is_enough(way: str) -> None:
 async def test_a_connection_that_breaks_raises_behind_its_last_bytes(way: str, end: Step) -> None:
     """What came before the break is passed on first."""
     got: list[bytes] = []
-    async with answered(STREAM + chunk(b"last words"), 0.05, end) as response:
+    break_off = asyncio.Event()
+    async with answered(STREAM + chunk(b"last words"), break_off, end) as response:
+        reading = asyncio.ensure_future(relay(response.content, into(got), OpenFlow(), note_pause=ignore))
+        await eventually(lambda: got)
+        break_off.set()
         with pytest.raises((aiohttp.ClientError, OSError)):
-            await relay(response.content, into(got), OpenFlow(), note_pause=ignore)
+            await reading
     assert got == [b"last words"], way
 
 
@@ -520,18 +543,21 @@ async def test_what_the_taker_raises_travels_out(way: str) -> None:
 
     async with answered(STREAM + chunk(b"bad"), "stall") as response:
         with pytest.raises(LookupError, match="bad"):
-            await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), 5)
+            await asyncio.wait_for(relay(response.content, take, OpenFlow(), note_pause=ignore), TIMEOUT_S)
     assert way
 
 
 async def test_a_cancelled_reading_leaves_an_ordinary_reader(way: str) -> None:
     """Afterwards the response can be read the public way."""
-    async with answered(STREAM + chunk(b"one"), 0.2, chunk(b"two") + END) as response:
-        reading = asyncio.ensure_future(relay(response.content, lambda *_: False, OpenFlow(), note_pause=ignore))
-        await asyncio.sleep(0.1)
+    got: list[bytes] = []
+    go_on = asyncio.Event()
+    async with answered(STREAM + chunk(b"one"), go_on, chunk(b"two") + END) as response:
+        reading = asyncio.ensure_future(relay(response.content, into(got), OpenFlow(), note_pause=ignore))
+        await eventually(lambda: got)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
+        go_on.set()
         assert type(response.content) is aiohttp.StreamReader, way
         assert await response.content.read() == b"two"
 
@@ -546,9 +572,12 @@ async def test_nothing_is_passed_on_while_the_flow_is_paused(way: str) -> None:
         tap.turn(is_open=False)
         return False
 
-    async with answered(STREAM + chunk(b"one"), 0.05, chunk(b"two"), 0.05, chunk(b"three") + END) as response:
+    go_on = asyncio.Event()
+    async with answered(STREAM + chunk(b"one"), go_on, chunk(b"two"), 0.05, chunk(b"three") + END) as response:
         reading = asyncio.ensure_future(relay(response.content, take, tap, note_pause=lambda: pauses.append(1)))
-        await asyncio.sleep(0.3)
+        await eventually(lambda: tap.is_paused)
+        go_on.set()
+        await eventually(lambda: response.content.total_bytes == len(b"onetwothree"))
         assert got == [b"one"], way
         while not reading.done():
             tap.turn(is_open=True)
