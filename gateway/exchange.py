@@ -26,9 +26,9 @@ import inspect
 import io
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from time import monotonic
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, Literal, cast
 
@@ -175,13 +175,13 @@ class Connector(TCPConnector):
             if kept.protocol is not None and not kept.protocol.should_close:
                 return kept
             kept.close()  # it has spoken unasked: that would be read as the answer
-        began_at_s = monotonic()
+        began_at_s = time.monotonic()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
         try:
             made = await self.connect(place.request, [], timeout)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError("the connection was not made in time") from error
-        note_connect(monotonic() - began_at_s)
+        note_connect(time.monotonic() - began_at_s)
         return made
 
     def _common_head(self) -> str:
@@ -310,10 +310,10 @@ def connection_times() -> aiohttp.TraceConfig:
     """Return what tells the function in ``trace_request_ctx`` how long a new connection has taken."""
 
     async def begin(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-        context.began_at_s = monotonic()
+        context.began_at_s = time.monotonic()
 
     async def end(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-        context.trace_request_ctx(monotonic() - context.began_at_s)
+        context.trace_request_ctx(time.monotonic() - context.began_at_s)
 
     times = aiohttp.TraceConfig()
     times.on_connection_create_start.append(begin)
@@ -345,7 +345,7 @@ def _pushing(content: StreamReader) -> _Connection | None:
 
 async def _pull(content: StreamReader, take: Take, flow: Flow, note_pause: Callable[[], None]) -> None:
     while data := await content.readany():
-        if take(data, monotonic()):
+        if take(data, time.monotonic()):
             return
         if flow.is_paused:
             await flow.wait()
@@ -386,7 +386,7 @@ class _Sink:
     def open(self, content: StreamReader) -> None:
         """Begin to pass on, with what has been buffered meanwhile."""
         self.stopped = self._connection.make_future()
-        self.arrived_at_s = monotonic()
+        self.arrived_at_s = time.monotonic()
         # Reading makes aiohttp feed what its parser had held back: behind what is buffered, so it is not passed on yet.
         while content.exception() is None and (buffered := content.read_nowait()):
             self.pieces.append(buffered)
@@ -463,7 +463,7 @@ class _Connection(_Abrupt):
         if sink is None:
             super().data_received(data)
             return
-        sink.arrived_at_s = monotonic()
+        sink.arrived_at_s = time.monotonic()
         ResponseHandler.data_received(self, data)
         if sink.pieces or sink.has_ended:
             sink.pass_on()
