@@ -18,6 +18,7 @@ from importlib import import_module
 from ipaddress import ip_address
 from typing import cast
 
+import structlog
 from aiohttp import web
 
 from gateway import __version__
@@ -27,6 +28,7 @@ from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
 from gateway.core.meters import Meters
 from gateway.core.progress import Slo
+from gateway.exchange import FAULTS
 from gateway.guard import LAST_REQUEST_S, ConnectionGuard, Gate, Handler, OriginRule
 from gateway.ledger import LogLedger
 from gateway.logs import current_writer
@@ -49,6 +51,8 @@ from gateway.telemetry.spans import Peer
 from gateway.telemetry.tracing import Tracer
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
 from gateway.watch import Limits
+
+log = structlog.get_logger()
 
 LAST_BYTES_S = 10.0
 """How long the end of an answer may take to reach a slow client when the gateway has nothing else to do."""
@@ -92,6 +96,8 @@ class Gateway:
 
     async def prepare(self) -> None:
         """Make all that requests need, and open what providers need."""
+        if FAULTS:
+            log.warning("exchange.public", faults=list(FAULTS))
         seed(self._telemetry.meters, model_pairs(self.config), worker=str(self._slot))
         session, fresh = make_session(), make_session(keeps_connections=False)
         self._open.push_async_callback(session.close)

@@ -476,10 +476,7 @@ class _Connection(_Abrupt):
 
 
 class _PushReader(StreamReader):
-    """A reader that leaves what it is fed with its connection, while that has a sink.
-
-    What it leaves is not in its own ``total_bytes``: an ordinary reader that is to go on with a body would be confused.
-    """
+    """A reader that leaves what it is fed with its connection, while that has a sink."""
 
     __slots__ = ()
 
@@ -489,11 +486,9 @@ class _PushReader(StreamReader):
         sink = self._protocol.sink
         if sink is None:
             return super().feed_data(data, size)
+        self.total_bytes += len(data)
         sink.pieces.append(data)
         return False
-
-    def begin_http_chunk_receiving(self) -> None:
-        """Chunks are not counted: nobody reads chunk by chunk."""
 
     def end_http_chunk_receiving(self) -> None:
         """Chunks are not counted: nobody reads chunk by chunk."""

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from time import monotonic
 from typing import Final, Self
 
 import aiohttp
@@ -336,7 +336,7 @@ class _Attempt:
 
     def _note_begin(self) -> None:
         """The request is about to be written; until that of the first attempt all time was the gateway's own."""
-        now_s = self._started_at_s = monotonic()
+        now_s = self._started_at_s = time.monotonic()
         if self._call.attempt == 1 and self._call.received_at_s:
             self._gauged.request.observe(now_s - self._call.received_at_s)
 
@@ -387,7 +387,7 @@ class _Attempt:
                 if before_s is not None:
                     gauged.gap.observe(arrived_at_s - before_s)
                 self._send(events)
-                gauged.transit.observe(monotonic() - arrived_at_s)
+                gauged.transit.observe(time.monotonic() - arrived_at_s)
                 return decoder.is_complete
             self._pass_on(events, arrived_at_s)
         if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
@@ -411,7 +411,7 @@ class _Attempt:
             self._flush(events)
         else:
             self._send(events)
-        transit_s = monotonic() - arrived_at_s
+        transit_s = time.monotonic() - arrived_at_s
         gauged.transit.observe(transit_s)
         if is_first and has_tokens and self._call.continuation is None:
             gauged.first_token.observe(transit_s)
@@ -440,7 +440,7 @@ class _Attempt:
         self._flush(events)
 
     def _note_first_token(self) -> None:
-        now_s = self._first_token_at_s = monotonic()
+        now_s = self._first_token_at_s = time.monotonic()
         self._call.ledger.note_first_token(self._target, self._call.attempt, now_s - (self._started_at_s or now_s))
 
     def settle(self, failure: BaseException | None) -> None:
@@ -458,7 +458,7 @@ class _Attempt:
                 model=call.route.name,
                 result=result,
                 started_at_s=self._started_at_s,
-                ended_at_s=monotonic(),
+                ended_at_s=time.monotonic(),
                 first_token_at_s=self._first_token_at_s,
                 connect_s=self._connect_s,
                 way=call.continuation.way if call.continuation else None,

@@ -33,7 +33,7 @@ from tests.benchmarks.report import Figure, faults_of, table
 from tests.benchmarks.sides import Sides, has_nginx
 
 ALL: Final = {**CASES, peers.__name__: peers}
-SETTINGS: Final = ("PYTHONMALLOC", "PYTHONOPTIMIZE", "MALLOC_ARENA_MAX")
+SETTINGS: Final = ("MILLRACE_PUBLIC_PATH", "PYTHONMALLOC", "PYTHONOPTIMIZE", "MALLOC_ARENA_MAX")
 """Variables that change what is measured; of the gateway's own there may be secrets among them."""
 
 

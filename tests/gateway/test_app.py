@@ -369,6 +369,16 @@ QUICK_CHAIN = [
 # --- living and dying
 
 
+async def test_an_aiohttp_that_is_not_as_expected_is_told_of(
+    make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything goes on, only slower: somebody should know why."""
+    monkeypatch.setattr("gateway.app.FAULTS", ("BaseConnector._get",))
+    with capture_logs() as logs:
+        await make_gateway("openai")
+    assert [line["faults"] for line in logs if line["event"] == "exchange.public"] == [["BaseConnector._get"]]
+
+
 async def test_the_admin_port_says_alive_and_ready(make_gateway: MakeGateway) -> None:
     """And the public port does not speak of it."""
     gateway = await make_gateway("openai")
