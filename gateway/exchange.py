@@ -38,6 +38,7 @@ from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from gateway.core.call import Flow, OpenFlow
+from gateway.core.kept import Kept
 
 _MISSING: tuple[str, ...] = ()
 try:
@@ -141,33 +142,19 @@ class Connector(TCPConnector):
         super().__init__(**options)
         make = _Connection if IS_SHORT else _Abrupt
         self._factory = partial(make, loop=self._loop)  # type: ignore[assignment]  # it is one of these
-        self._headers = headers
         self.read_ahead_bytes = read_ahead_bytes
-        self._places: dict[str, _Place | None] = {}
-        self._plain_names: dict[tuple[str, ...], bool] = {}
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = lines + ("connection: close\r\n" if self.force_close else "")
+        self._places = Kept(partial(_Place.of, head, self._loop), most=MAX_KEPT_PLACES)
+        self._plain_names = Kept(partial(_are_plain, headers), most=MAX_KEPT_PLACES)
 
     def place(self, address: str) -> _Place | None:
         """Return what is the same in all requests to an address; ``None`` for one that aiohttp has to look at."""
-        try:
-            return self._places[address]
-        except KeyError:
-            pass
-        if len(self._places) >= MAX_KEPT_PLACES:
-            self._places.clear()
-        place = self._places[address] = _Place.of(address, self._common_head(), self._loop)
-        return place
+        return self._places[address]
 
     def has_plain(self, headers: Mapping[str, str]) -> bool:
         """Return whether the names of headers are as all calls have them, so that they can be written as they are."""
-        names = tuple(headers)
-        try:
-            return self._plain_names[names]
-        except KeyError:
-            pass
-        if len(self._plain_names) >= MAX_KEPT_PLACES:
-            self._plain_names.clear()
-        is_plain = self._plain_names[names] = _are_plain(names, self._headers)
-        return is_plain
+        return self._plain_names[tuple(headers)]
 
     async def take(self, place: _Place, connect_timeout_s: float, note_connect: Callable[[float], None]) -> Connection:
         """Return a connection that was kept, or a new one; raises what aiohttp raises."""
@@ -183,10 +170,6 @@ class Connector(TCPConnector):
             raise aiohttp.ConnectionTimeoutError("the connection was not made in time") from error
         note_connect(time.monotonic() - began_at_s)
         return made
-
-    def _common_head(self) -> str:
-        lines = [f"{name}: {value}\r\n" for name, value in self._headers.items()]
-        return "".join(lines) + ("connection: close\r\n" if self.force_close else "")
 
 
 class _Place:
@@ -219,7 +202,7 @@ class _Place:
         return b"%bContent-Length: %d\r\n\r\n" % (head, body_bytes)
 
     @classmethod
-    def of(cls, address: str, common_head: str, loop: asyncio.AbstractEventLoop) -> _Place | None:
+    def of(cls, common_head: str, loop: asyncio.AbstractEventLoop, address: str) -> _Place | None:
         """Prepare for an address; ``None`` for one with a name and a password in it, and for none at all."""
         try:
             url = URL(address, encoded=True)
@@ -245,7 +228,7 @@ _NOT_PLAIN = frozenset({
 """Headers that a request must have, and those of which aiohttp makes something itself."""
 
 
-def _are_plain(names: tuple[str, ...], common: Mapping[str, str]) -> bool:
+def _are_plain(common: Mapping[str, str], names: tuple[str, ...]) -> bool:
     lower = {name.lower() for name in names}
     is_once = len(lower) == len(names) and lower.isdisjoint(common)
     return is_once and lower >= _PRESENT and lower.isdisjoint(_NOT_PLAIN) and _CONTROL.search("".join(names)) is None

@@ -29,7 +29,7 @@ from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Generic, TypeAlias, TypeVar
+from typing import TypeAlias
 
 import structlog
 from msgspec import structs
@@ -50,6 +50,7 @@ from gateway.core.errors import (
     UnknownModel,
     UpstreamError,
 )
+from gateway.core.kept import Kept
 from gateway.core.ledger import Settlement
 from gateway.core.meters import OTHER, Counter, Gauge, Histogram, Meters, upstream_label
 from gateway.core.progress import Objective, Phase, Progress
@@ -101,24 +102,6 @@ class Observe:
         return model
 
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class _Kept(dict[K, V], Generic[K, V]):
-    """What was bound by now. Each child is asked for when it is first needed, and found in one step from then on."""
-
-    __slots__ = ("_bind",)
-
-    def __init__(self, bind: Callable[[K], V]) -> None:
-        super().__init__()
-        self._bind = bind
-
-    def __missing__(self, key: K) -> V:
-        found = self[key] = self._bind(key)
-        return found
-
-
 class _Upstream:
     """What is counted of one model at one upstream, which is called by its label."""
 
@@ -126,12 +109,12 @@ class _Upstream:
 
     def __init__(self, meters: Meters, model: str, label: str) -> None:
         self.label = label
-        self.attempts: _Kept[tuple[str, str], Counter] = _Kept(
+        self.attempts: Kept[tuple[str, str], Counter] = Kept(
             lambda ended: meters.counter("millrace_upstream_attempts_total", label, model, *ended)
         )
-        self.usage: _Kept[str, Counter] = _Kept(lambda source: meters.counter("millrace_usage_total", label, source))
-        self.counters: _Kept[str, Counter] = _Kept(lambda name: meters.counter(name, model, label))
-        self.histograms: _Kept[str, Histogram] = _Kept(lambda name: meters.histogram(name, model, label))
+        self.usage: Kept[str, Counter] = Kept(lambda source: meters.counter("millrace_usage_total", label, source))
+        self.counters: Kept[str, Counter] = Kept(lambda name: meters.counter(name, model, label))
+        self.histograms: Kept[str, Histogram] = Kept(lambda name: meters.histogram(name, model, label))
 
 
 class _Model:
@@ -145,24 +128,24 @@ class _Model:
     def __init__(self, meters: Meters, route: Route) -> None:
         name = self.name = route.name
         self.targets = route.targets
-        self.started: _Kept[str, Counter] = _Kept(
+        self.started: Kept[str, Counter] = Kept(
             lambda endpoint: meters.counter("millrace_requests_started_total", endpoint, name)
         )
-        self.active: _Kept[Phase, Gauge] = _Kept(lambda phase: meters.gauge("millrace_streams_active", name, phase))
-        self.ends: _Kept[tuple[str, str, str], Counter] = _Kept(
+        self.active: Kept[Phase, Gauge] = Kept(lambda phase: meters.gauge("millrace_streams_active", name, phase))
+        self.ends: Kept[tuple[str, str, str], Counter] = Kept(
             lambda ended: meters.counter("millrace_requests_total", ended[0], name, *ended[1:])
         )
-        self.durations: _Kept[tuple[str, str], Histogram] = _Kept(
+        self.durations: Kept[tuple[str, str], Histogram] = Kept(
             lambda kind: meters.histogram("millrace_request_duration_seconds", kind[0], name, kind[1])
         )
-        self.finishes: _Kept[str, Counter] = _Kept(
+        self.finishes: Kept[str, Counter] = Kept(
             lambda reason: meters.counter("millrace_finish_reasons_total", name, reason)
         )
-        self.histograms: _Kept[str, Histogram] = _Kept(lambda family: meters.histogram(family, name))
-        self.verdicts: _Kept[tuple[Objective, bool], Counter] = _Kept(
+        self.histograms: Kept[str, Histogram] = Kept(lambda family: meters.histogram(family, name))
+        self.verdicts: Kept[tuple[Objective, bool], Counter] = Kept(
             lambda met: meters.counter("millrace_slo_streams_total", name, met[0], "true" if met[1] else "false")
         )
-        self._upstreams: _Kept[str, _Upstream] = _Kept(lambda label: _Upstream(meters, name, label))
+        self._upstreams: Kept[str, _Upstream] = Kept(lambda label: _Upstream(meters, name, label))
         self._known: dict[Target | str, _Upstream] = {}
         if name != OTHER:
             for target in route.targets:
