@@ -127,8 +127,12 @@ def _has_own_token(call: Call) -> bool:
 
 
 def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
-    """Return a session made for long streams; to be called inside the loop that will use it."""
-    keeping = {"keepalive_timeout": 30.0} if keeps_connections else {"force_close": True}
+    """Return a session made for long streams; to be called inside the loop that will use it.
+
+    A connection is kept for less than a minute, which is what the impatient among providers' fronts keep one for. One
+    that its provider closes is dropped at once, and one that dies under a request is replaced by a fresh one.
+    """
+    keeping = {"keepalive_timeout": 55.0} if keeps_connections else {"force_close": True}
     return aiohttp.ClientSession(
         connector=Connector(headers=HEADERS, read_ahead_bytes=READ_AHEAD_BYTES, limit=0, ttl_dns_cache=10, **keeping),
         timeout=aiohttp.ClientTimeout(total=None),

@@ -182,7 +182,14 @@ LAYERS = (
     ("gateway/core",),
     ("gateway/schema.py", "gateway/yaml_tree.py", "gateway/logs.py", "gateway/ledger.py", "gateway/telemetry"),
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
-    ("gateway/config.py", "gateway/watch.py", "gateway/exchange.py", "gateway/reply.py", "gateway/stream.py"),
+    (
+        "gateway/config.py",
+        "gateway/watch.py",
+        "gateway/plain_answer.py",
+        "gateway/exchange.py",
+        "gateway/reply.py",
+        "gateway/stream.py",
+    ),
     (
         "gateway/process/__init__.py",
         "gateway/process/channel.py",
