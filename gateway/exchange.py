@@ -230,7 +230,7 @@ class Connector(TCPConnector):
         self._factory = partial(make, loop=self._loop)  # type: ignore[assignment]  # it is one of these
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         head = lines + ("connection: close\r\n" if self.force_close else "")
-        self._places = Kept(partial(_Place.of, head, self._loop), most=MAX_KEPT_PLACES)
+        self._places = Kept(partial(_Place.of, head, self.has_plain, self._loop), most=MAX_KEPT_PLACES)
         self._plain_names = Kept(partial(_are_plain, headers), most=MAX_KEPT_PLACES)
 
     def place(self, address: str) -> _Place | None:
@@ -312,19 +312,25 @@ class _Place:
     ``heads`` are written out for headers that no call adds to: a provider hands out the same read-only ones each time.
     """
 
-    __slots__ = ("_head", "heads", "key", "request")
+    __slots__ = ("_has_plain", "_head", "heads", "key", "request")
 
-    def __init__(self, request: ClientRequest, head: str) -> None:
+    def __init__(self, request: ClientRequest, head: str, has_plain: Callable[[Mapping[str, str]], bool]) -> None:
         self.request = request
+        self._has_plain = has_plain
         self.key = request.connection_key
         self._head = head
         self.heads: dict[int, tuple[Mapping[str, str], bytes]] = {}
 
-    def head_of(self, headers: Mapping[str, str], body_bytes: int) -> bytes:
-        """Return the head of a request; raises ``ValueError`` for a header that would be more than one."""
+    def head_of(self, headers: Mapping[str, str], body_bytes: int) -> bytes | None:
+        """Return the head of a request; ``None`` for headers that aiohttp has to look at.
+
+        Raises ``ValueError`` for a header that would be more than one.
+        """
         kept = self.heads.get(id(headers))
         if kept is not None and kept[0] is headers:
             return b"%bContent-Length: %d\r\n\r\n" % (kept[1], body_bytes)
+        if not self._has_plain(headers):
+            return None
         if _CONTROL.search("".join(headers.values())) is not None:
             raise ValueError("a header of the request has a control character in it")
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
@@ -336,7 +342,13 @@ class _Place:
         return b"%bContent-Length: %d\r\n\r\n" % (head, body_bytes)
 
     @classmethod
-    def of(cls, common_head: str, loop: asyncio.AbstractEventLoop, address: str) -> _Place | None:
+    def of(
+        cls,
+        common_head: str,
+        has_plain: Callable[[Mapping[str, str]], bool],
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+    ) -> _Place | None:
         """Prepare for an address; ``None`` for one with a name and a password in it, and for none at all."""
         try:
             url = URL(address, encoded=True)
@@ -348,7 +360,7 @@ class _Place:
         if _CONTROL.search(f"{host}{path}") is not None or " " in path:
             return None
         request = ClientRequest("POST", url, loop=loop)
-        return cls(request, f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{common_head}")
+        return cls(request, f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{common_head}", has_plain)
 
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
@@ -384,11 +396,10 @@ def ask(
     """
     if IS_SHORT and proxy is None and len(body) < LARGE_BODY_BYTES:
         connector = session.connector
-        if type(connector) is Connector and connector.has_plain(headers):
-            place = connector.place(url)
-            if place is not None:
-                request = place.head_of(headers, len(body)) + body
-                return connector.exchange(place, request, connect_timeout_s, note_connect)
+        if type(connector) is Connector and (place := connector.place(url)) is not None:
+            head = place.head_of(headers, len(body))
+            if head is not None:
+                return connector.exchange(place, head + body, connect_timeout_s, note_connect)
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout_s)
     return _ask_publicly(
         session, url, body, headers=headers, timeout=timeout, proxy=proxy, trace_request_ctx=note_connect

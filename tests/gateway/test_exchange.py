@@ -366,6 +366,14 @@ async def test_an_answer_that_is_aborted_cuts_its_connection(way: str) -> None:
     assert way
 
 
+async def test_an_answer_that_is_given_back_before_its_end_does_not_leave_its_connection_to_the_next(way: str) -> None:
+    """The rest would be read as another answer."""
+    async with ScriptedUpstream([STREAM + chunk(b"one"), "stall"]) as upstream, make_session() as session:
+        for _ in range(2):
+            (await asyncio.wait_for(post(session, upstream.url), TIMEOUT_S)).release()
+        assert [request.connection for request in upstream.requests] == [1, 2], way
+
+
 @pytest.mark.usefixtures("short")
 async def test_a_kept_connection_that_has_spoken_unasked_is_not_used() -> None:
     """It would be taken for the answer to what is asked next."""
@@ -409,8 +417,10 @@ async def test_a_connection_that_was_made_beforehand_serves_the_next_call(
     ssl = {"ssl": certificate.client_context()} if certificate else {}
     took_s: list[float] = []
     async with ScriptedUpstream([answer(200, b"{}")], tls=certificate) as upstream, make_session(**ssl) as session:
-        for _ in range(2):
-            assert await exchange.warm(session, upstream.url, 5)
+        assert await exchange.warm(session, upstream.url, 5)
+        kept = kept_in(session)
+        assert await exchange.warm(session, upstream.url, 5)
+        assert kept_in(session) == kept, "it rests since it was made, not since it was asked for"
         await eventually(lambda: upstream.connection_count == 1)
         assert upstream.requests == []
         got = await ask(session, upstream.url, HEADERS, b"", connect_timeout_s=5, note_connect=took_s.append)
