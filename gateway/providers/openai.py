@@ -163,7 +163,8 @@ class OpenAI:
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer; raises as a decoder does."""
-        return continued_answer(read_answer(call, body, secret=self.options.api_key), self._rest(call))
+        events = read_answer(call, body, secret=self.options.api_key)
+        return events if call.continuation is None else continued_answer(events, self._rest(call))
 
     def error(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
         """Say what an HTTP error means."""

@@ -17,7 +17,7 @@ Only what is needed is decoded, into typed structs: 0.6 µs for a chunk of 250 b
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ from gateway.core.events import (
     OPENAI_CHUNK,
     ChoiceFinished,
     Event,
+    FinishReason,
     Frame,
     ProviderExtra,
     ReasoningDelta,
@@ -278,12 +279,88 @@ class OpenAIDecoder(EventDecoder):
         return extras
 
 
+_Text = Annotated[str, msgspec.Meta(min_length=1)]
+_Nothing = Literal[""] | None
+
+
+class _PlainMessage(msgspec.Struct, gc=False):
+    content: _Text
+    role: str | None = None
+    reasoning_content: _Nothing = None
+    reasoning: _Nothing = None
+    refusal: _Nothing = None
+    tool_calls: Annotated[list[None], msgspec.Meta(max_length=0)] | None = None
+    function_call: None = None
+
+
+class _PlainChoice(msgspec.Struct, gc=False):
+    index: Literal[0]
+    message: _PlainMessage
+    finish_reason: FinishReason
+    delta: None = None
+
+
+class _PlainUsage(msgspec.Struct, gc=False):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    total_tokens: int | None = None
+    prompt_cache_hit_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class _PlainGroq(msgspec.Struct, gc=False):
+    usage: None = None
+    error: None = None
+
+
+class _PlainAnswer(msgspec.Struct, gc=False):
+    """An answer of one choice that is nothing but text, as OpenAI writes it: nothing in it has to be mended or sorted.
+
+    Nearly all whole answers are one, and are read in a third of the time. Whatever is not of this type, to the last
+    word, is read as if nobody had looked.
+    """
+
+    id: _Text
+    created: Annotated[int, msgspec.Meta(ge=1)]
+    model: _Text
+    choices: Annotated[list[_PlainChoice], msgspec.Meta(min_length=1, max_length=1)]
+    object: Literal["chat.completion"] | None = None
+    usage: _PlainUsage | None = None
+    error: None = None
+    x_groq: _PlainGroq | None = None
+
+
+_decode_plain_answer = msgspec.json.Decoder(_PlainAnswer).decode
+
+
 def read_answer(call: Call, body: bytes, *, secret: str | None = None) -> list[Event]:
     """Read a whole ``chat.completion``; raises as the decoder does."""
+    if call.continuation is None:
+        try:
+            return _read_plain_answer(call, body)
+        except NOT_JSON:
+            pass
     try:
         return _read_answer(call, body, secret)
     except NOT_JSON as error:
         raise malformed("an answer that is not a chat completion") from error
+
+
+def _read_plain_answer(call: Call, body: bytes) -> list[Event]:
+    answer = _decode_plain_answer(body)
+    [choice], usage = answer.choices, answer.usage
+    reason = choice.finish_reason
+    frame = Frame(body, OPENAI_ANSWER, 3 if usage is None else 4)
+    events: list[Event] = [
+        StreamStarted(answer.id, answer.model, answer.created, str(call.target or ""), frame=frame),
+        TextDelta(choice.message.content, 0, frame),
+        ChoiceFinished(reason, reason, 0, frame),
+    ]
+    if usage is not None:
+        events.append(UsageReported(_usage(usage), frame))
+    return events
 
 
 def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
@@ -304,16 +381,7 @@ def _read_answer(call: Call, body: bytes, secret: str | None) -> list[Event]:
     if (usage := _usage_of(answer)) is not None:
         events.append(UsageReported(usage))
     told = framed(events, mender.result(), OPENAI_ANSWER)
-    if len(answer.choices) == 1 and tuple(map(type, told)) in _PLAIN_ANSWERS:
-        return told
     return Lifecycle().admit([start, *told] if known else told)
-
-
-_PLAIN_ANSWERS = {
-    (StreamStarted, TextDelta, ChoiceFinished, UsageReported),
-    (StreamStarted, TextDelta, ChoiceFinished),
-}
-"""The events of nearly all whole answers: of one choice, they are legal as they stand."""
 
 
 def _raise_error(chunk: _Chunk, data: bytes, secret: str | None) -> None:
@@ -360,8 +428,12 @@ def _usage_of(chunk: _Chunk) -> Usage | None:
         said = msgspec.convert(reported, _Usage)
     except msgspec.ValidationError:
         return None  # an odd usage object must not cost the user the answer
-    prompt = said.prompt_tokens_details or _Details()
-    completion = said.completion_tokens_details or _Details()
+    return _usage(said)
+
+
+def _usage(said: _Usage | _PlainUsage) -> Usage:
+    prompt = said.prompt_tokens_details or _NO_DETAILS
+    completion = said.completion_tokens_details or _NO_DETAILS
     reasoning = completion.reasoning_tokens or said.reasoning_tokens or 0
     input_tokens, output_tokens = said.prompt_tokens or 0, said.completion_tokens or 0
     if reasoning and said.total_tokens == input_tokens + output_tokens + reasoning:
@@ -373,6 +445,9 @@ def _usage_of(chunk: _Chunk) -> Usage | None:
         prompt.cache_write_tokens or 0,
         reasoning,
     )
+
+
+_NO_DETAILS = _Details()
 
 
 def read_choice(choice: _Choice, delta: _Delta | None, calls: CallIndex, found: list[Event], mender: Mender) -> None:

@@ -32,6 +32,8 @@ from gateway.core.events import (
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.transcript import Transcript
 from gateway.dialects.openai_chat import OpenAIChatEncoder
+from gateway.providers import openai_stream
+from gateway.providers.errors import NOT_JSON
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 from tests.gateway.providers.openai_chunks import (
     CALL,
@@ -551,6 +553,93 @@ def test_choices_of_a_whole_answer_are_told_apart() -> None:
     document = answer({"content": "a"})
     document["choices"] = [{"message": {"content": word}, "finish_reason": "stop"} for word in "ab"]
     assert TextDelta("b", 1) in read(document)
+
+
+PLAIN: dict[str, Any] = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 5,
+    "model": "m",
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "tool_calls": []},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": {
+        "prompt_tokens": 3,
+        "completion_tokens": 2,
+        "total_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    },
+    "x_groq": {"id": "req"},
+    "service_tier": "default",
+}
+CHOICE, MESSAGE, USAGE = ("choices", 0), ("choices", 0, "message"), ("usage",)
+PLACES: list[tuple[str | int, ...]] = [
+    *[(key,) for key in (*PLAIN, "error")],
+    *[(*CHOICE, key) for key in ("index", "message", "delta", "finish_reason", "logprobs")],
+    *[(*MESSAGE, key) for key in ("role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls")],
+    (*MESSAGE, "function_call"),
+    *[(*USAGE, key) for key in (*PLAIN["usage"], "reasoning_tokens", "prompt_cache_hit_tokens")],
+    *[(*USAGE, "prompt_tokens_details", key) for key in ("cached_tokens", "cache_write_tokens")],
+    (*USAGE, "completion_tokens_details", "reasoning_tokens"),
+    *[("x_groq", key) for key in ("usage", "error")],
+]
+ODD: list[Any] = [
+    *(None, "", "x", "error", "eos", "length", "chat.completion.chunk", True, False, 0, 1, -1, 7, 1.0, 2.5, 1 << 70),
+    *([], [None], ["x"], [{}], {}, {"x": 1}, {"message": "x"}, {"name": "f", "arguments": "{}"}, {"prompt_tokens": 1}),
+    *({"content": "b"}, {"content": "b", "reasoning_content": "c"}, [{"id": "t", "function": {"name": "f"}}]),
+    *([PLAIN["choices"][0]] * 2, [PLAIN["choices"][0], {**PLAIN["choices"][0], "index": 1}]),
+]
+MISSING = object()
+
+
+def changed(document: Any, place: tuple[str | int, ...], value: Any) -> Any:
+    """Return a copy of a document with another value in one place, or without it."""
+    key, *rest = place
+    copied = document.copy()
+    if rest:
+        copied[key] = changed(document[key], tuple(rest), value)
+    elif value is MISSING:
+        copied.pop(key, None)
+    else:
+        copied[key] = value
+    return copied
+
+
+def outcome(call: Call, body: bytes) -> list[Event] | tuple[type[UpstreamError], str, str]:
+    """Return the events of a whole answer, or what its error is."""
+    try:
+        return read_answer(call, body)
+    except UpstreamError as error:
+        return type(error), error.code, error.message
+
+
+def is_plain(body: bytes) -> bool:
+    """Whether a whole answer is read in one go."""
+    try:
+        openai_stream._decode_plain_answer(body)
+    except NOT_JSON:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_plain_answer_is_read_like_any_other(place: tuple[str | int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is all but plain is, too: whatever stands in one place of it, both ways say the same."""
+    bodies = [msgspec.json.encode(changed(PLAIN, place, value)) for value in (*ODD, MISSING)]
+    bodies += [msgspec.json.encode(PLAIN), msgspec.json.encode(PLAIN)[:-1], b'{"choices":' + b"[" * 100_000]
+    calls = [CALL, structs.replace(CALL, target=None), known(KNOWN)]
+    told = [outcome(call, body) for call in calls for body in bodies]
+    plain_count = sum(map(is_plain, bodies))
+    assert 0 < plain_count < len(bodies)
+    monkeypatch.setattr(openai_stream, "_decode_plain_answer", msgspec.json.Decoder(None).decode)
+    assert [outcome(call, body) for call in calls for body in bodies] == told
+    assert not any(map(is_plain, bodies))
 
 
 @pytest.mark.parametrize(("document", "kind", "code"), [case for case in FAILURES if "x_groq" not in case[0]])
