@@ -18,15 +18,15 @@ import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from math import isfinite
-from typing import Final, Self
+from types import MappingProxyType
+from typing import Final
 
 import aiohttp
 from msgspec import structs
 
-from gateway.core.call import Call, Target
+from gateway.core.call import Call, Route, Target
 from gateway.core.delivery import AnswerComplete
 from gateway.core.errors import (
     ClientGone,
@@ -41,13 +41,14 @@ from gateway.core.errors import (
     unknown_model,
 )
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
+from gateway.core.kept import Kept
 from gateway.core.ledger import Result, Settlement
-from gateway.core.meters import NO_METERS, Gauge, Histogram, Meters, upstream_label
+from gateway.core.meters import NO_METERS, Gauge, Meters, upstream_label
 from gateway.exchange import Answer, Connector, ask, connection_times, relay
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
-from gateway.watch import Limits, Watch
+from gateway.watch import Alarm, Limits, Watch
 
 READ_AHEAD_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -69,6 +70,9 @@ _RATE_LIMITS = (
 
 MAX_LEARNED_MODELS = 1024
 
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+_TOKENS: Final = frozenset(TOKEN_EVENTS)
+
 
 class ConfiguredProvider:
     """A provider with its limits, how many calls are with it now, and what was learned of its models.
@@ -84,6 +88,7 @@ class ConfiguredProvider:
         self.proxy = proxy
         self.takes_anchored = takes_anchored
         self.in_flight_count = 0
+        self.alarm = Alarm()
         self._without_exact: set[str] = set()
 
     def take(self, call: Call) -> None:
@@ -144,33 +149,22 @@ def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Gauged:
     """What is counted of the attempts at one target for one model, and of all."""
 
-    meters: Meters
-    upstream: str
-    in_flight: Gauge
-    connect: Histogram
-    ttft: Histogram
-    gap: Histogram
-    transit: Histogram
-    request: Histogram
-    first_token: Histogram
+    __slots__ = ("connect", "first_token", "gap", "in_flight", "left", "request", "transit", "ttft")
 
-    @classmethod
-    def of(cls, meters: Meters, model: str, upstream: str) -> Self:
+    def __init__(self, meters: Meters, model: str, upstream: str) -> None:
         """Bind what is counted, once for all attempts."""
-        return cls(
-            meters,
-            upstream,
-            in_flight=meters.gauge("millrace_upstream_inflight", upstream),
-            connect=meters.histogram("millrace_upstream_connect_seconds", upstream),
-            ttft=meters.histogram("millrace_upstream_ttft_seconds", upstream, model),
-            gap=meters.histogram("millrace_chunk_gap_seconds", model, upstream),
-            transit=meters.histogram("millrace_chunk_transit_seconds"),
-            request=meters.histogram("millrace_overhead_seconds", "request"),
-            first_token=meters.histogram("millrace_overhead_seconds", "first_token"),
+        self.in_flight = meters.gauge("millrace_upstream_inflight", upstream)
+        self.connect = meters.histogram("millrace_upstream_connect_seconds", upstream)
+        self.ttft = meters.histogram("millrace_upstream_ttft_seconds", upstream, model)
+        self.gap = meters.histogram("millrace_chunk_gap_seconds", model, upstream)
+        self.transit = meters.histogram("millrace_chunk_transit_seconds")
+        self.request = meters.histogram("millrace_overhead_seconds", "request")
+        self.first_token = meters.histogram("millrace_overhead_seconds", "first_token")
+        self.left: Mapping[str, Gauge] = Kept(
+            partial(meters.gauge, "millrace_upstream_ratelimit_remaining_ratio", upstream)
         )
 
     def note_limits(self, headers: Mapping[str, str]) -> None:
@@ -178,7 +172,7 @@ class _Gauged:
         for resource, remaining, limit in _RATE_LIMITS:
             left = headers.get(remaining)
             if left is not None and (ratio := _ratio(left, headers.get(limit, ""))) is not None:
-                self.meters.gauge("millrace_upstream_ratelimit_remaining_ratio", self.upstream, resource).set(ratio)
+                self.left[resource].set(ratio)
 
 
 class Upstream:
@@ -213,7 +207,8 @@ class Upstream:
                 raise unknown_model(call.model)
             target = call.route.targets[0]
             call = structs.replace(call, target=target)
-        upstream, gauged = self._providers[target.provider], self._gauge(call, target)
+        upstream = self._providers[target.provider]
+        gauged = self._configured.get((call.route.name, target)) or self._gauge(call.route, target)
         attempt = _Attempt(call, target, send, upstream, gauged)
         failure: BaseException | None = None
         try:
@@ -236,16 +231,13 @@ class Upstream:
             attempt.settle(failure)
             del failure  # its traceback has this frame, which would keep it, and it the call
 
-    def _gauge(self, call: Call, target: Target) -> _Gauged:
-        model = call.route.name
-        found = self._configured.get((model, target))
+    def _gauge(self, route: Route, target: Target) -> _Gauged:
+        upstream = upstream_label(route, target)
+        found = self._gauged.get((route.name, upstream))
         if found is None:
-            upstream = upstream_label(call.route, target)
-            found = self._gauged.get((model, upstream))
-            if found is None:
-                found = self._gauged[model, upstream] = _Gauged.of(self._meters, model, upstream)
-            if upstream == str(target) and len(self._configured) < MAX_LEARNED_MODELS:
-                self._configured[model, target] = found
+            found = self._gauged[route.name, upstream] = _Gauged(self._meters, route.name, upstream)
+        if upstream == str(target) and len(self._configured) < MAX_LEARNED_MODELS:
+            self._configured[route.name, target] = found
         return found
 
 
@@ -261,12 +253,10 @@ class _Attempt:
         "_headers",
         "_held",
         "_is_whole",
-        "_limits",
-        "_provider",
-        "_proxy",
         "_send",
         "_started_at_s",
         "_target",
+        "_upstream",
         "_usage",
         "_watch",
         "has_sent",
@@ -276,67 +266,64 @@ class _Attempt:
         self._call = call
         self._target = target
         self._send = send
+        self._upstream = upstream
         self._gauged = gauged
         self._started_at_s: float | None = None
         self._connect_s: float | None = None
         self._first_token_at_s: float | None = None
         self._usage: Usage | None = None
-        self._provider = upstream.provider
-        self._proxy = upstream.proxy
-        self._limits = upstream.limits
         self._watch = Watch(
             upstream.limits,
             is_stream=call.stream,
             flow=call.flow,
             asked_at_s=call.received_at_s or None,
+            alarm=upstream.alarm,
         )
         self._decoder: Decoder | None = None
         self._held: list[Event] = []
         self.has_sent = False
         self._is_whole = False
-        self._headers: Mapping[str, str] = {}
+        self._headers: Mapping[str, str] = _NO_HEADERS
 
     async def run(self, session: aiohttp.ClientSession) -> None:
-        """Make the request and relay its answer."""
-        try:
-            with self._watch:
-                await self._exchange(session)
-        except TimeoutError as error:
-            self._end_late(error)
-
-    async def _exchange(self, session: aiohttp.ClientSession) -> None:
-        """Send the request and relay its answer; a connection that is left before the last byte is cut."""
-        call, request = self._call, self._provider.request(self._call)
-        self._note_begin()
+        """Make the request and relay its answer; a connection that is left before the last byte is cut."""
+        call, upstream = self._call, self._upstream
         answer: Answer | None = None
         try:
-            answer = await ask(
-                session,
-                request.url,
-                request.headers,
-                request.body,
-                connect_timeout_s=self._limits.connect_timeout_s,
-                note_connect=self._note_connect,
-                proxy=self._proxy,
-            )
-            shown = _shown(answer.headers)
-            if shown:  # what is left of limits is
-                self._gauged.note_limits(answer.headers)
-            if answer.status >= 300:
-                raise self._refusal(answer, await answer.read(MAX_ERROR_BYTES))
-            self._headers = shown
-            if call.stream and not _is_json(answer.headers):
-                await self._relay(answer)
-            else:
-                await self._relay_whole(answer)
-        except (aiohttp.ClientError, OSError) as error:
-            translated = _translated(error)
-            if translated is None:
-                raise
-            raise translated from error
-        finally:
-            if answer is not None:
-                _let_go(answer, is_whole=self._is_whole)
+            with self._watch:
+                try:
+                    request = upstream.provider.request(call)
+                    self._note_begin()
+                    answer = await ask(
+                        session,
+                        request.url,
+                        request.headers,
+                        request.body,
+                        connect_timeout_s=upstream.limits.connect_timeout_s,
+                        note_connect=self._note_connect,
+                        proxy=upstream.proxy,
+                    )
+                    headers = answer.headers
+                    shown = _shown(headers)
+                    if shown:  # what is left of limits is
+                        self._gauged.note_limits(shown)
+                    if answer.status >= 300:
+                        raise self._refusal(answer, await answer.read(MAX_ERROR_BYTES))
+                    self._headers = shown
+                    if call.stream and not _is_json(headers):
+                        await self._relay(answer)
+                    else:  # an answer that is not a stream, whether one was asked for or not
+                        self._take_whole(await answer.read(MAX_ANSWER_BYTES + 1))
+                except (aiohttp.ClientError, OSError) as error:
+                    translated = _translated(error)
+                    if translated is None:
+                        raise
+                    raise translated from error
+                finally:
+                    if answer is not None:
+                        _let_go(answer, is_whole=self._is_whole)
+        except TimeoutError as error:
+            self._end_late(error)
 
     def _note_begin(self) -> None:
         """The request is about to be written; until that of the first attempt all time was the gateway's own."""
@@ -353,18 +340,15 @@ class _Attempt:
         if status < 400:
             message = f"the provider answered with a redirect ({status})"
             return UpstreamFailed(message, code="upstream_redirect", retryable=False, upstream_status=status)
-        return self._provider.error(status, {name.lower(): value for name, value in answer.headers.items()}, body)
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return self._upstream.provider.error(status, headers, body)
 
     async def _relay(self, answer: Answer) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
-        decoder = self._decoder = self._provider.decoder(self._call)
+        decoder = self._decoder = self._upstream.provider.decoder(self._call)
+        take = partial(self._take, decoder, decoder.feed)
         with suppress(aiohttp.ClientError, OSError):
-            await relay(
-                answer.content,
-                partial(self._take, decoder, decoder.feed),
-                self._call.flow,
-                note_pause=self._watch.note_pause,
-            )
+            await relay(answer.content, take, self._call.flow, note_pause=self._watch.note_pause)
         self._finish(decoder)
 
     def _finish(self, decoder: Decoder) -> None:
@@ -401,10 +385,11 @@ class _Attempt:
     def _pass_on(self, events: list[Event], arrived_at_s: float) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
         gauged, is_first = self._gauged, not self.has_sent
-        has_tokens = any(isinstance(event, TOKEN_EVENTS) for event in events)
+        kinds = set(map(type, events))
+        has_tokens = not kinds.isdisjoint(_TOKENS)
         if has_tokens:
             gauged.gap.observe(self._watch.note_progress(arrived_at_s))
-        elif any(isinstance(event, ChoiceFinished) for event in events):
+        elif ChoiceFinished in kinds:
             self._watch.note_progress(arrived_at_s)
         elif is_first:
             self._held += events
@@ -425,22 +410,22 @@ class _Attempt:
         if not self.has_sent:
             self.has_sent = True
             self._note_first_token()
-        batch = [*self._held, *events]
+        if self._held:
+            events = [*self._held, *events]
+            self._held.clear()
         if self._headers:
-            batch = [
+            events = [
                 structs.replace(event, headers=self._headers) if type(event) is StreamStarted else event
-                for event in batch
+                for event in events
             ]
-        self._held.clear()
-        self._send(batch)
+        self._send(events)
 
-    async def _relay_whole(self, answer: Answer) -> None:
-        """Relay an answer that is not a stream, whether one was asked for or not."""
-        body = await answer.read(MAX_ANSWER_BYTES + 1)
+    def _take_whole(self, body: bytes) -> None:
+        """Pass on an answer that is not a stream."""
         if len(body) > MAX_ANSWER_BYTES:
             raise malformed(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
-        events = with_usage(self._call, self._provider.answer(self._call, body))
-        self._usage = next((event.usage for event in reversed(events) if isinstance(event, UsageReported)), None)
+        events = with_usage(self._call, self._upstream.provider.answer(self._call, body))
+        self._usage = next((event.usage for event in reversed(events) if type(event) is UsageReported), None)
         self._flush(events)
 
     def _note_first_token(self) -> None:
@@ -451,40 +436,42 @@ class _Attempt:
         """Account for the attempt, now that it has ended; one whose request was never sent is none."""
         if self._started_at_s is None:
             return
-        call = self._call
+        call, decoder, continuation = self._call, self._decoder, self._call.continuation
         result, reason = _result_of(failure)
-        error = failure if isinstance(failure, GatewayError) and result == "failed" else None
-        call.ledger.settle(
-            Settlement(
-                request_id=call.request_id,
-                attempt=call.attempt,
-                target=self._target,
-                model=call.route.name,
-                result=result,
-                started_at_s=self._started_at_s,
-                ended_at_s=time.monotonic(),
-                first_token_at_s=self._first_token_at_s,
-                connect_s=self._connect_s,
-                way=call.continuation.way if call.continuation else None,
-                usage=self._decoder.usage if self._decoder is not None else self._usage,
-                is_delivered=self.has_sent,
-                error_type=error.error_type if error else None,
-                code=error.code if error else None,
-                http_status=error.upstream_status if isinstance(error, UpstreamError) else None,
-                reason=reason,
-            )
+        settlement = Settlement(  # of more than 15 names Python would make a dictionary, in five times as long
+            request_id=call.request_id,
+            attempt=call.attempt,
+            target=self._target,
+            model=call.route.name,
+            result=result,
+            started_at_s=self._started_at_s,
+            ended_at_s=time.monotonic(),
+            first_token_at_s=self._first_token_at_s,
+            connect_s=self._connect_s,
+            way=None if continuation is None else continuation.way,
+            usage=self._usage if decoder is None else decoder.usage,
+            is_delivered=self.has_sent,
+            reason=reason,
         )
+        if result == "failed" and isinstance(failure, GatewayError):
+            settlement = structs.replace(
+                settlement,
+                error_type=failure.error_type,
+                code=failure.code,
+                http_status=failure.upstream_status if isinstance(failure, UpstreamError) else None,
+            )
+        call.ledger.settle(settlement)
 
     def _late(self) -> UpstreamError:
         """Return the error for the limit that has run out."""
         limit = self._watch.expired or "total"
         code = f"{limit}_timeout"
         if limit == "ttft":
-            message = f"the provider sent no token within {self._limits.ttft_timeout_s:g} s"
+            message = f"the provider sent no token within {self._upstream.limits.ttft_timeout_s:g} s"
         elif limit == "stall":
-            message = f"the provider sent no further token for {self._limits.stall_timeout_s:g} s"
+            message = f"the provider sent no further token for {self._upstream.limits.stall_timeout_s:g} s"
         else:
-            message = f"the answer was not complete after {self._limits.total_timeout_s:g} s"
+            message = f"the answer was not complete after {self._upstream.limits.total_timeout_s:g} s"
         retryable = limit != "total"  # there is no time left for another attempt
         if self.has_sent:
             return StreamInterrupted(
@@ -550,7 +537,17 @@ def _ratio(remaining: str, limit: str) -> float | None:
 
 
 def _shown(headers: Mapping[str, str]) -> Mapping[str, str]:
-    return {lower: value for name, value in headers.items() if (lower := name.lower()).startswith(SHOWN_PREFIXES)}
+    return {shown: value for name, value in headers.items() if (shown := _SHOWN_NAMES[name])}
+
+
+def _shown_name(name: str) -> str:
+    """Return what a header is called when it is shown; nothing for one that is not."""
+    lower = name.lower()
+    return lower if lower.startswith(SHOWN_PREFIXES) else ""
+
+
+_SHOWN_NAMES = Kept(_shown_name, most=1024)
+"""Real answers have 20 to 25 headers, with the same names each time."""
 
 
 def _is_json(headers: Mapping[str, str]) -> bool:

@@ -1,10 +1,14 @@
 import asyncio
+import gc
 import time
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from gateway.core.call import OpenFlow
-from gateway.watch import Limit, Limits, Watch
+from gateway.watch import SPARE_COUNT, Alarm, Limit, Limits, Watch
 from tests.clock import Clock
 
 LIMITS = Limits(ttft_timeout_s=200, stall_timeout_s=100, total_timeout_s=600)
@@ -171,3 +175,114 @@ async def test_behind_a_pause_the_time_since_the_last_token_begins_anew() -> Non
     watch.note_progress(time.monotonic() - 100)
     watch.note_pause()
     assert 0 <= watch.note_progress(time.monotonic()) < 50
+
+
+# --- one alarm for many
+
+
+async def watched(alarm: Alarm, limits: Limits, *, flow: OpenFlow | None = None) -> None:
+    """Wait under a watch until a limit has run out."""
+    with Watch(limits, is_stream=True, flow=flow or OpenFlow(), alarm=alarm):
+        await asyncio.Event().wait()
+
+
+class Timers:
+    """The timers that a loop is asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        loop = asyncio.get_running_loop()
+        self._call_at = loop.call_at
+        monkeypatch.setattr(loop, "call_at", self._note)
+
+    def _note(self, at_s: float, callback: Callable[..., object], *args: Any, **options: Any) -> asyncio.TimerHandle:
+        self.count += 1
+        return self._call_at(at_s, callback, *args, **options)
+
+
+@pytest.mark.parametrize("order", [(100, 200, 300), (300, 200, 100), (200, 300, 100)])
+async def test_watches_of_one_alarm_are_each_ended_when_they_are_due(order: tuple[int, ...], clock: Clock) -> None:
+    """In whatever order they have begun."""
+    alarm = Alarm()
+    tasks = {limit_s: asyncio.create_task(watched(alarm, Limits(ttft_timeout_s=limit_s))) for limit_s in order}
+    await asyncio.sleep(0)
+    await clock.pass_by(50)
+    for limit_s in (100, 200, 300):
+        assert not tasks[limit_s].done()
+        await clock.pass_by(100)
+        assert isinstance(tasks[limit_s].exception(), TimeoutError)
+
+
+async def test_watches_that_are_due_at_once_are_all_ended(clock: Clock) -> None:
+    """However many there are, the alarm rings once for them."""
+    alarm = Alarm()
+    tasks = [asyncio.create_task(watched(alarm, LIMITS)) for _ in range(100)]
+    await asyncio.sleep(0)
+    await clock.pass_by(220)
+    assert all(isinstance(task.exception(), TimeoutError) for task in tasks)
+
+
+async def test_a_watch_that_is_due_behind_others_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all attempts are: they have the limits of those before."""
+    timers, alarm = Timers(monkeypatch), Alarm()
+    for _ in range(3 * SPARE_COUNT):
+        with Watch(LIMITS, is_stream=True, flow=OpenFlow(), alarm=alarm):
+            pass
+    assert timers.count == 1
+    with Watch(Limits(ttft_timeout_s=10), is_stream=True, flow=OpenFlow(), alarm=alarm):
+        assert timers.count == 2, "it is due before them"
+
+
+async def test_of_watches_that_have_ended_little_is_kept() -> None:
+    """Neither them, nor whom they watched; and of their times no more than a few."""
+    alarm = Alarm()
+    flow = OpenFlow()
+    gone = weakref.ref(flow)
+    with Watch(LIMITS, is_stream=True, flow=OpenFlow(), alarm=alarm):
+        for _ in range(10 * SPARE_COUNT):
+            with Watch(LIMITS, is_stream=True, flow=flow, alarm=alarm):
+                pass
+    del flow
+    gc.collect()
+    assert gone() is None
+    assert len(alarm._due) <= SPARE_COUNT + 2
+
+
+async def test_a_live_watch_is_ended_when_it_is_due_however_many_have_ended_since(clock: Clock) -> None:
+    """Clearing away their times leaves its own."""
+    alarm = Alarm()
+    first = asyncio.create_task(watched(alarm, LIMITS))
+    await asyncio.sleep(0)
+    for _ in range(10 * SPARE_COUNT):
+        with Watch(Limits(ttft_timeout_s=20), is_stream=True, flow=OpenFlow(), alarm=alarm):
+            pass
+    last = asyncio.create_task(watched(alarm, LIMITS))
+    await asyncio.sleep(0)
+    await clock.pass_by(90)
+    assert not first.done()
+    assert not last.done()
+    await clock.pass_by(130)
+    assert isinstance(first.exception(), TimeoutError)
+    assert isinstance(last.exception(), TimeoutError)
+
+
+async def test_a_watch_that_cannot_be_looked_at_is_no_harm_to_others(clock: Clock) -> None:
+    """They are ended when they are due."""
+
+    class BrokenFlow(OpenFlow):
+        @property
+        def is_paused(self) -> bool:  # type: ignore[override]  # the others are never paused
+            raise RuntimeError("broken")
+
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    alarm = Alarm()
+    broken = Watch(LIMITS, is_stream=True, flow=BrokenFlow(), alarm=alarm)
+    broken.note_progress(time.monotonic())
+    with broken:
+        other = asyncio.create_task(watched(alarm, Limits(ttft_timeout_s=150, stall_timeout_s=150)))
+        await asyncio.sleep(0)
+        await clock.pass_by(50)
+        await clock.pass_by(60)
+        assert not other.done()
+        await clock.pass_by(100)
+        assert isinstance(other.exception(), TimeoutError)
