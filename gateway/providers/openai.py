@@ -95,6 +95,13 @@ class Wire:
     headers: Mapping[str, str] = field(default_factory=dict)
     prefill: Prefill | None = None
     adapt: Callable[[dict[str, Any], Call], None] = _as_is
+    untouched_roles: frozenset[str] = field(init=False)
+    """Whose turns go out as they came, whatever is in them."""
+
+    def __post_init__(self) -> None:
+        developer = {"developer"} if self.has_developer_role else set()
+        assistant = {"assistant"} if self.takes_reasoning_back else set()
+        object.__setattr__(self, "untouched_roles", frozenset({"system", "user", "tool"} | developer | assistant))
 
     def open_turn(self, call: Call) -> OpenTurn | None:
         """Return the turn that the host is to go on with, ``None`` where it is to begin one."""
@@ -147,6 +154,8 @@ class OpenAI:
 
     def url(self, call: Call) -> str:
         """Return the address that answers ``call``, or goes on with its answer."""
+        if call.continuation is None:
+            return self._url
         prefill, base_url = self.wire.prefill, self.base_url
         if prefill is not None and prefill.path and self.wire.open_turn(call) is not None:
             base_url = base_url.removesuffix("/v1").removesuffix(prefill.path) + prefill.path
@@ -159,7 +168,7 @@ class OpenAI:
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
         decoder = OpenAIDecoder(call, secret=self.options.api_key, done_is_end=self.wire.done_is_end)
-        return continued(decoder, self._rest(call))
+        return decoder if call.continuation is None else continued(decoder, self._rest(call))
 
     def answer(self, call: Call, body: bytes) -> list[Event]:
         """Read a whole answer; raises as a decoder does."""
@@ -177,6 +186,10 @@ class OpenAI:
         return None if turn is None else turn.rest()
 
     @cached_property
+    def _url(self) -> str:
+        return self.base_url + self.wire.path
+
+    @cached_property
     def _headers(self) -> RequestHeaders:
         key, key_header = self.options.api_key, self.wire.key_header
         shown = {key_header: f"Bearer {key}" if key_header == "authorization" else key} if key else {}
@@ -187,30 +200,39 @@ def write_body(call: Call, wire: Wire) -> dict[str, Any]:
     """Return the request's body: the client's own where it spoke this wire, else one written from the call."""
     body = dict(call.source.body) if call.source.wire == OPENAI_CHAT else _parameters(call)
     body["model"] = call.target_model
-    turn = wire.open_turn(call)
-    body["messages"] = [_write_message(message, wire) for message in messages_with(call, turn)]
+    turn = None if call.continuation is None else wire.open_turn(call)
+    untouched = wire.untouched_roles
+    body["messages"] = [
+        message.source if message.role in untouched and message.source is not None else _write_message(message, wire)
+        for message in (call.messages if turn is None else messages_with(call, turn))
+    ]
     _set_max_tokens(body, call, wire)
     _set_stream(body, call, wire)
-    for ours, theirs in wire.renamed.items():
-        if ours in body:
-            body[theirs] = body.pop(ours)
+    if wire.renamed:
+        for ours, theirs in wire.renamed.items():
+            if ours in body:
+                body[theirs] = body.pop(ours)
     if wire.accepted is not None:
         body = {key: value for key, value in body.items() if key in wire.accepted}
     if turn is not None and turn.text and wire.prefill is not None:
         body |= wire.prefill.body
         body["messages"][-1] = {**body["messages"][-1], **wire.prefill.turn}
-    wire.adapt(body, call)
+    if wire.adapt is not _as_is:
+        wire.adapt(body, call)
     return body
 
 
 def _set_max_tokens(body: dict[str, Any], call: Call, wire: Wire) -> None:
-    present = [key for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
-    if not present and call.max_output_tokens is not None:
-        present = [wire.max_tokens_key]
-    for key in present:
-        body[key] = call.max_output_tokens
-    if wire.max_tokens_key == "max_tokens":
-        limit = body.pop("max_completion_tokens", None)
+    limit = call.max_output_tokens
+    has_limit = False
+    for key in ("max_completion_tokens", "max_tokens"):
+        if key in body and body[key] is not None:
+            body[key] = limit
+            has_limit = True
+    if not has_limit and limit is not None:
+        body[wire.max_tokens_key] = limit
+    if wire.max_tokens_key == "max_tokens" and "max_completion_tokens" in body:
+        limit = body.pop("max_completion_tokens")
         if limit is not None:
             body["max_tokens"] = limit
 
