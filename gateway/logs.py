@@ -189,19 +189,21 @@ class bound_ids:  # noqa: N801, it reads like the function of structlog's that i
 
     def __init__(self, **ids: str) -> None:
         self._ids = ids
-        self._tokens: list[tuple[ContextVar[str], Token[str]]] = []
+        self._tokens: list[Token[str]] = []
 
     def __enter__(self) -> None:
         """Bind them."""
-        for name, value in self._ids.items():
-            variable = _BOUND_VARIABLES[name]
-            self._tokens.append((variable, variable.set(value)))
+        self._tokens = [_BOUND_VARIABLES[name].set(value) for name, value in self._ids.items()]
 
     def __exit__(self, *_: object) -> None:
         """Leave all as it was found."""
-        with suppress(ValueError):  # a call that is given up with its loop ends outside of its own context
-            for variable, token in reversed(self._tokens):
-                variable.reset(token)
+        tokens = self._tokens
+        try:
+            while tokens:
+                token = tokens.pop()
+                token.var.reset(token)
+        except ValueError:  # a call that is given up with its loop ends outside of its own context
+            pass
 
 
 def clean(text: str) -> str:

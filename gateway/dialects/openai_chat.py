@@ -70,8 +70,8 @@ class OpenAIChat:
         frame: Frame | None = None
         said_count = 0
         for event in events:
-            if _is_ours(event):
-                continue
+            if type(event) in _NOTES or (type(event) is UsageReported and event.usage.is_estimated):
+                continue  # the gateway itself says it, beside what the provider does
             if frame is None:
                 frame = event.frame
             if frame is None or event.frame is not frame:
@@ -305,7 +305,7 @@ class OpenAIChatEncoder:
         )
 
 
-_NOTES = get_args(Note)
+_NOTES = frozenset(get_args(Note))
 _CHOICES = b',"choices":'
 _UNPRINTABLE = re.compile(r"[^ -~]")
 _TEXT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -314,11 +314,6 @@ _TEXT_TAIL = b'},"logprobs":null,"finish_reason":null}]}\n\n'
 def _frame_id(event: Event) -> int:
     """Which document an event came in; two that are equal are still two."""
     return id(event.frame)
-
-
-def _is_ours(event: Event) -> bool:
-    """Whether the gateway itself says it, beside what the provider does."""
-    return isinstance(event, _NOTES) or (type(event) is UsageReported and event.usage.is_estimated)
 
 
 def _seam_text(event: StreamContinued) -> str:

@@ -53,14 +53,23 @@ def read_request(body: bytes, call: Call) -> Call:
     """
     document = read_json(body)
     fields = _Fields(document)
-    found: dict[str, Any] = {"model": _model(fields), "stream": fields.boolean("stream") or False}
+    model, stream = document.get("model"), document.get("stream")
+    found: dict[str, Any] = {
+        "source": Source(OPENAI_CHAT, document),
+        "model": model if type(model) is str and model else _model(fields),
+        "stream": stream if type(stream) is bool else fields.boolean("stream") or False,
+    }
     if "stream_options" in document:
         found["include_usage"] = _include_usage(fields)
     found["messages"] = _messages(fields)
-    for key, name, read in _PARAMETERS:
-        if key in document and name not in found:
+    present = [key for key in document if key in _PARAMETERS]
+    if len(present) > 1:
+        present.sort(key=_ORDER.__getitem__)
+    for key in present:
+        name, read = _PARAMETERS[key]
+        if name not in found:
             found[name] = read(fields)
-    return replace(call, source=Source(OPENAI_CHAT, document), **found)
+    return replace(call, **found)
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -101,14 +110,14 @@ def _children(node: object) -> Sequence[object]:
 class _Fields:
     """Reads typed values out of a JSON object; ``None`` and absent are the same, as in OpenAI's API."""
 
-    __slots__ = ("_document", "_path")
+    __slots__ = ("_path", "document")
 
     def __init__(self, document: Mapping[str, Any], path: str = "") -> None:
-        self._document = document
+        self.document = document
         self._path = path
 
     def get(self, key: str, default: object = None) -> Any:
-        return self._document.get(key, default)
+        return self.document.get(key, default)
 
     def string(self, key: str) -> str | None:
         return self._get(key, str, "a string")
@@ -120,7 +129,7 @@ class _Fields:
         return self._get(key, int, "an integer")
 
     def number(self, key: str) -> float | None:
-        value = self._document.get(key)
+        value = self.document.get(key)
         if type(value) is not int:
             return self._get(key, float, "a number")
         try:
@@ -135,7 +144,7 @@ class _Fields:
         return self._get(key, list, "an array")
 
     def _get(self, key: str, kind: type[_T], expected: str) -> _T | None:
-        value = self._document.get(key)
+        value = self.document.get(key)
         if value is not None and type(value) is not kind:
             raise wrong(self._path + key, expected, value)
         return value
@@ -165,13 +174,14 @@ def _include_usage(fields: _Fields) -> bool:
 
 
 def _sampling(fields: _Fields) -> Sampling:
+    document = fields.document
     return Sampling(
-        temperature=fields.number("temperature"),
-        top_p=fields.number("top_p"),
-        top_k=fields.integer("top_k"),
-        seed=fields.integer("seed"),
-        frequency_penalty=fields.number("frequency_penalty"),
-        presence_penalty=fields.number("presence_penalty"),
+        temperature=fields.number("temperature") if "temperature" in document else None,
+        top_p=fields.number("top_p") if "top_p" in document else None,
+        top_k=fields.integer("top_k") if "top_k" in document else None,
+        seed=fields.integer("seed") if "seed" in document else None,
+        frequency_penalty=fields.number("frequency_penalty") if "frequency_penalty" in document else None,
+        presence_penalty=fields.number("presence_penalty") if "presence_penalty" in document else None,
     )
 
 
@@ -184,7 +194,7 @@ def _model(fields: _Fields) -> str:
 
 def _max_tokens(fields: _Fields) -> int | None:
     for key in ("max_completion_tokens", "max_tokens"):
-        value = fields.integer(key)
+        value = fields.integer(key) if key in fields.document else None
         if value is not None:
             if value < 1:
                 raise InvalidRequest(f"{key}: expected at least 1", param=key)
@@ -219,23 +229,31 @@ def _stop(fields: _Fields) -> tuple[str, ...]:
 
 
 def _messages(fields: _Fields) -> tuple[Message, ...]:
-    messages = fields.array("messages")
+    messages = fields.document.get("messages")
+    if type(messages) is not list:
+        messages = fields.array("messages")
     if not messages:
         raise InvalidRequest("messages: expected a non-empty array of messages", param="messages")
     if len(messages) > MAX_MESSAGES:
         raise InvalidRequest(f"messages: expected at most {MAX_MESSAGES} messages", param="messages")
-    return tuple([_message(message, number) for number, message in enumerate(messages)])
+    read: list[Message] = []
+    role: Any
+    for message in messages:
+        if type(message) is dict and len(message) == 2:  # nearly all of a conversation
+            role, content = message.get("role"), message.get("content")
+            if type(content) is str and role in _PLAIN_ROLES:
+                read.append(Message(role=role, parts=(TextPart(content),), source=message))
+                continue
+        read.append(_message(message, len(read)))
+    return tuple(read)
 
 
 def _message(message: object, number: int) -> Message:
     if not isinstance(message, dict):
         raise wrong(f"messages[{number}]", "an object", message)
-    role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and type(content) is str and role in _PLAIN_ROLES:  # nearly all of a conversation
-        return Message(role=cast("Role", role), parts=(TextPart(content),), source=message)
     path = f"messages[{number}]"
     fields = _Fields(message, f"{path}.")
-    role = fields.string("role")
+    role, content = fields.string("role"), message.get("content")
     if role not in _ROLES:
         raise InvalidRequest(f"{path}.role: expected one of {', '.join(_ROLES)}", param=f"{path}.role")
     calls = fields.array("tool_calls") or []
@@ -408,24 +426,27 @@ def _response_format(fields: _Fields) -> ResponseFormat | None:
             raise InvalidRequest(f"response_format: expected {expected}", param="response_format")
 
 
-_PARAMETERS: tuple[tuple[str, str, Callable[[_Fields], object]], ...] = (
-    ("tools", "tools", _tools),
-    ("functions", "tools", _tools),
-    ("tool_choice", "tool_choice", _tool_choice),
-    ("function_call", "tool_choice", _tool_choice),
-    ("parallel_tool_calls", "parallel_tool_calls", lambda fields: fields.boolean("parallel_tool_calls")),
-    ("response_format", "response_format", _response_format),
-    ("max_completion_tokens", "max_output_tokens", _max_tokens),
-    ("max_tokens", "max_output_tokens", _max_tokens),
-    ("stop", "stop", _stop),
-    ("temperature", "sampling", _sampling),
-    ("top_p", "sampling", _sampling),
-    ("top_k", "sampling", _sampling),
-    ("seed", "sampling", _sampling),
-    ("frequency_penalty", "sampling", _sampling),
-    ("presence_penalty", "sampling", _sampling),
-    ("reasoning_effort", "reasoning_effort", lambda fields: fields.string("reasoning_effort")),
-    ("n", "choice_count", _choice_count),
-    ("logprobs", "logprobs", _logprobs),
-)
+_PARAMETERS: dict[str, tuple[str, Callable[[_Fields], object]]] = {
+    "tools": ("tools", _tools),
+    "functions": ("tools", _tools),
+    "tool_choice": ("tool_choice", _tool_choice),
+    "function_call": ("tool_choice", _tool_choice),
+    "parallel_tool_calls": ("parallel_tool_calls", lambda fields: fields.boolean("parallel_tool_calls")),
+    "response_format": ("response_format", _response_format),
+    "max_completion_tokens": ("max_output_tokens", _max_tokens),
+    "max_tokens": ("max_output_tokens", _max_tokens),
+    "stop": ("stop", _stop),
+    "temperature": ("sampling", _sampling),
+    "top_p": ("sampling", _sampling),
+    "top_k": ("sampling", _sampling),
+    "seed": ("sampling", _sampling),
+    "frequency_penalty": ("sampling", _sampling),
+    "presence_penalty": ("sampling", _sampling),
+    "reasoning_effort": ("reasoning_effort", lambda fields: fields.string("reasoning_effort")),
+    "n": ("choice_count", _choice_count),
+    "logprobs": ("logprobs", _logprobs),
+}
 """What a request may leave out: each parameter with the field of the call that it goes into, and what reads it."""
+
+_ORDER = {key: place for place, key in enumerate(_PARAMETERS)}
+"""In which they are read, so that of several that are wrong it is always the same one that is named."""
