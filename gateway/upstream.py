@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from math import isfinite
+from math import inf
 from types import MappingProxyType
 from typing import Final
 
@@ -93,7 +93,8 @@ class ConfiguredProvider:
 
     def take(self, call: Call) -> None:
         """Count a call in; raises ``UpstreamError`` for one that the target cannot be asked, or not now."""
-        self._check_way(call)
+        if call.continuation is not None:
+            self._check_way(call)
         limit = self.limits.max_concurrency
         if limit and self.in_flight_count >= limit:
             raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
@@ -170,9 +171,10 @@ class _Gauged:
     def note_limits(self, headers: Mapping[str, str]) -> None:
         """Show what the provider says is left of its limits."""
         for resource, remaining, limit in _RATE_LIMITS:
-            left = headers.get(remaining)
-            if left is not None and (ratio := _ratio(left, headers.get(limit, ""))) is not None:
-                self.left[resource].set(ratio)
+            if remaining in headers:
+                ratio = _ratio(headers[remaining], headers.get(limit, ""))
+                if ratio is not None:
+                    self.left[resource].set(ratio)
 
 
 class Upstream:
@@ -328,8 +330,9 @@ class _Attempt:
     def _note_begin(self) -> None:
         """The request is about to be written; until that of the first attempt all time was the gateway's own."""
         now_s = self._started_at_s = time.monotonic()
-        if self._call.attempt == 1 and self._call.received_at_s:
-            self._gauged.request.observe(now_s - self._call.received_at_s)
+        call = self._call
+        if call.attempt == 1 and call.received_at_s:
+            self._gauged.request.observe(now_s - call.received_at_s)
 
     def _note_connect(self, connect_s: float) -> None:
         self._connect_s = connect_s
@@ -409,7 +412,9 @@ class _Attempt:
         """Send what was held back and ``events``; the start gets the headers that a client may see."""
         if not self.has_sent:
             self.has_sent = True
-            self._note_first_token()
+            now_s = self._first_token_at_s = time.monotonic()
+            call = self._call
+            call.ledger.note_first_token(self._target, call.attempt, now_s - (self._started_at_s or now_s))
         if self._held:
             events = [*self._held, *events]
             self._held.clear()
@@ -425,12 +430,11 @@ class _Attempt:
         if len(body) > MAX_ANSWER_BYTES:
             raise malformed(f"an answer of more than {MAX_ANSWER_BYTES} bytes")
         events = with_usage(self._call, self._upstream.provider.answer(self._call, body))
-        self._usage = next((event.usage for event in reversed(events) if type(event) is UsageReported), None)
+        for event in reversed(events):
+            if type(event) is UsageReported:
+                self._usage = event.usage
+                break
         self._flush(events)
-
-    def _note_first_token(self) -> None:
-        now_s = self._first_token_at_s = time.monotonic()
-        self._call.ledger.note_first_token(self._target, self._call.attempt, now_s - (self._started_at_s or now_s))
 
     def settle(self, failure: BaseException | None) -> None:
         """Account for the attempt, now that it has ended; one whose request was never sent is none."""
@@ -533,7 +537,10 @@ def _ratio(remaining: str, limit: str) -> float | None:
         left, whole = float(remaining), float(limit)
     except ValueError:
         return None
-    return min(1.0, max(0.0, left / whole)) if whole > 0 and isfinite(left) and isfinite(whole) else None
+    if not (0.0 < whole < inf and -inf < left < inf):
+        return None
+    ratio = left / whole
+    return 1.0 if ratio > 1.0 else max(0.0, ratio)
 
 
 def _shown(headers: Mapping[str, str]) -> Mapping[str, str]:

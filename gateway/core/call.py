@@ -117,7 +117,11 @@ class Message(Struct, frozen=True, kw_only=True):
     @property
     def text(self) -> str:
         """All text of the turn, concatenated."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        parts = self.parts
+        if len(parts) == 1:  # nearly always
+            part = parts[0]
+            return part.text if type(part) is TextPart else ""
+        return "".join([part.text for part in parts if type(part) is TextPart])
 
 
 class Tool(Struct, frozen=True, kw_only=True):

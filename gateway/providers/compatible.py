@@ -157,3 +157,7 @@ class OpenAICompatible(OpenAI):
         deployment = quote(call.target_model, safe="")
         query = urlencode({"api-version": self.options.api_version})
         return f"{self.base_url}/openai/deployments/{deployment}{self.wire.path}?{query}"
+
+    @cached_property
+    def _usual_url(self) -> str:
+        return "" if self.options.api_version else super()._usual_url

@@ -154,8 +154,6 @@ class OpenAI:
 
     def url(self, call: Call) -> str:
         """Return the address that answers ``call``, or goes on with its answer."""
-        if call.continuation is None:
-            return self._url
         prefill, base_url = self.wire.prefill, self.base_url
         if prefill is not None and prefill.path and self.wire.open_turn(call) is not None:
             base_url = base_url.removesuffix("/v1").removesuffix(prefill.path) + prefill.path
@@ -163,7 +161,8 @@ class OpenAI:
 
     def request(self, call: Call) -> UpstreamRequest:
         """Write ``call`` as a Chat Completions request; raises ``InvalidRequest`` for what it cannot express."""
-        return UpstreamRequest(self.url(call), self._headers.of(call), msgspec.json.encode(write_body(call, self.wire)))
+        url = (call.continuation is None and self._usual_url) or self.url(call)
+        return UpstreamRequest(url, self._headers.of(call), msgspec.json.encode(write_body(call, self.wire)))
 
     def decoder(self, call: Call) -> Decoder:
         """Return a decoder for the stream that answers ``call``."""
@@ -186,7 +185,8 @@ class OpenAI:
         return None if turn is None else turn.rest()
 
     @cached_property
-    def _url(self) -> str:
+    def _usual_url(self) -> str:
+        """The address that answers all calls but those that go on with an answer; empty where they have no such."""
         return self.base_url + self.wire.path
 
     @cached_property
@@ -207,7 +207,11 @@ def write_body(call: Call, wire: Wire) -> dict[str, Any]:
         for message in (call.messages if turn is None else messages_with(call, turn))
     ]
     _set_max_tokens(body, call, wire)
-    _set_stream(body, call, wire)
+    if call.stream:
+        _set_stream(body, wire)
+    else:
+        body.pop("stream", None)
+        body.pop("stream_options", None)
     if wire.renamed:
         for ours, theirs in wire.renamed.items():
             if ours in body:
@@ -237,11 +241,7 @@ def _set_max_tokens(body: dict[str, Any], call: Call, wire: Wire) -> None:
             body["max_tokens"] = limit
 
 
-def _set_stream(body: dict[str, Any], call: Call, wire: Wire) -> None:
-    if not call.stream:
-        body.pop("stream", None)
-        body.pop("stream_options", None)
-        return
+def _set_stream(body: dict[str, Any], wire: Wire) -> None:
     body["stream"] = True
     if wire.has_usage_option:  # asked for always: the gateway counts, whether the client wants to or not
         body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
