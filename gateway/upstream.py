@@ -24,7 +24,7 @@ from types import MappingProxyType
 from typing import Final
 
 import aiohttp
-from msgspec import structs
+from msgspec import Struct, structs
 
 from gateway.core.call import Call, Route, Target
 from gateway.core.delivery import AnswerComplete
@@ -211,7 +211,11 @@ class Upstream:
             call = structs.replace(call, target=target)
         upstream = self._providers[target.provider]
         gauged = self._configured.get((call.route.name, target)) or self._gauge(call.route, target)
-        attempt = _Attempt(call, target, send, upstream, gauged)
+        asked_at_s = call.received_at_s or None
+        watch = Watch(
+            upstream.limits, is_stream=call.stream, flow=call.flow, asked_at_s=asked_at_s, alarm=upstream.alarm
+        )
+        attempt = _Attempt(call, target, send, upstream, gauged, watch)
         failure: BaseException | None = None
         try:
             upstream.take(call)
@@ -243,49 +247,24 @@ class Upstream:
         return found
 
 
-class _Attempt:
+class _Attempt(Struct):
     """One request to one provider, from the connection to the last event."""
 
-    __slots__ = (
-        "_call",
-        "_connect_s",
-        "_decoder",
-        "_first_token_at_s",
-        "_gauged",
-        "_headers",
-        "_held",
-        "_is_whole",
-        "_send",
-        "_started_at_s",
-        "_target",
-        "_upstream",
-        "_usage",
-        "_watch",
-        "has_sent",
-    )
-
-    def __init__(self, call: Call, target: Target, send: Send, upstream: ConfiguredProvider, gauged: _Gauged) -> None:
-        self._call = call
-        self._target = target
-        self._send = send
-        self._upstream = upstream
-        self._gauged = gauged
-        self._started_at_s: float | None = None
-        self._connect_s: float | None = None
-        self._first_token_at_s: float | None = None
-        self._usage: Usage | None = None
-        self._watch = Watch(
-            upstream.limits,
-            is_stream=call.stream,
-            flow=call.flow,
-            asked_at_s=call.received_at_s or None,
-            alarm=upstream.alarm,
-        )
-        self._decoder: Decoder | None = None
-        self._held: list[Event] = []
-        self.has_sent = False
-        self._is_whole = False
-        self._headers: Mapping[str, str] = _NO_HEADERS
+    _call: Call
+    _target: Target
+    _send: Send
+    _upstream: ConfiguredProvider
+    _gauged: _Gauged
+    _watch: Watch
+    has_sent: bool = False
+    _is_whole: bool = False
+    _started_at_s: float | None = None
+    _connect_s: float | None = None
+    _first_token_at_s: float | None = None
+    _usage: Usage | None = None
+    _decoder: Decoder | None = None
+    _held: list[Event] = []
+    _headers: Mapping[str, str] = _NO_HEADERS
 
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Make the request and relay its answer; a connection that is left before the last byte is cut."""

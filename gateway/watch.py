@@ -21,6 +21,8 @@ from math import inf
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
+from msgspec import Struct, field
+
 from gateway.core.call import Flow
 
 Limit = Literal["ttft", "stall", "total"]
@@ -69,9 +71,10 @@ class Alarm:
 
     def remove(self, number: int) -> None:
         """Look no more at a watch."""
-        self._watches.pop(number, None)
-        if len(self._due) > 2 * len(self._watches) + SPARE_COUNT:
-            self._due = [due for due in self._due if due[1] in self._watches]
+        watches, due = self._watches, self._due
+        watches.pop(number, None)
+        if len(due) > 2 * len(watches) + SPARE_COUNT:
+            self._due = [one for one in due if one[1] in watches]
             heapify(self._due)
 
     def _set(self, at_s: float) -> None:
@@ -97,7 +100,7 @@ class Alarm:
                 self._set(self._due[0][0])
 
 
-class Watch:
+class Watch(Struct):
     """A context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
 
     It is what ``asyncio.timeout`` is, and cancels the task in whose awaits it is used; but its body is not entered by
@@ -108,40 +111,18 @@ class Watch:
     attempts; a body is not begun when those before it have used that up.
     """
 
-    __slots__ = (
-        "_alarm",
-        "_asked_at_s",
-        "_began_at_s",
-        "_cancelling",
-        "_flow",
-        "_is_stream",
-        "_limits",
-        "_number",
-        "_task",
-        "expired",
-        "progress_at_s",
-    )
-
-    def __init__(
-        self,
-        limits: Limits,
-        *,
-        is_stream: bool,
-        flow: Flow,
-        asked_at_s: float | None = None,
-        alarm: Alarm | None = None,
-    ) -> None:
-        self._limits = limits
-        self._is_stream = is_stream
-        self._flow = flow
-        self._alarm = alarm or Alarm()
-        self._began_at_s = time.monotonic()
-        self._asked_at_s = self._began_at_s if asked_at_s is None else asked_at_s
-        self.progress_at_s: float | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._number = 0
-        self.expired: Limit | None = None
+    limits: Limits
+    is_stream: bool
+    flow: Flow
+    asked_at_s: float | None = None
+    alarm: Alarm = field(default_factory=Alarm)
+    progress_at_s: float | None = None
+    expired: Limit | None = None
+    _began_at_s: float = 0.0
+    _total_at_s: float = 0.0
+    _task: asyncio.Task[Any] | None = None
+    _cancelling: int = 0
+    _number: int = 0
 
     def note_progress(self, at_s: float) -> float:
         """A token came then; returns how long after the one before, or after the client was waited for: -1 if none.
@@ -156,25 +137,28 @@ class Watch:
         self.progress_at_s = time.monotonic()
 
     def __enter__(self) -> Self:
-        limits, due_at_s = self._limits, self._asked_at_s + self._limits.total_timeout_s
-        if self._began_at_s >= due_at_s:
+        limits = self.limits
+        began_at_s = self._began_at_s = time.monotonic()
+        asked_at_s = began_at_s if self.asked_at_s is None else self.asked_at_s
+        due_at_s = self._total_at_s = asked_at_s + limits.total_timeout_s
+        if began_at_s >= due_at_s:
             self.expired = "total"
             raise TimeoutError
         task = self._task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a watch is used in a task")
         self._cancelling = task.cancelling()
-        if self._is_stream:
+        if self.is_stream:
             token_s = min(limits.ttft_timeout_s, limits.stall_timeout_s)  # a token that comes soon is followed sooner
-            due_at_s = min(due_at_s, self._began_at_s + token_s)
-        self._number = self._alarm.add(self, due_at_s)
+            due_at_s = min(due_at_s, began_at_s + token_s)
+        self._number = self.alarm.add(self, due_at_s)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        self._alarm.remove(self._number)
+        self.alarm.remove(self._number)
         if self.expired is None or task is None:
             return
         if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
@@ -182,20 +166,20 @@ class Watch:
 
     def look(self, now_s: float) -> float | None:
         """End the body if a limit has run out by now; returns when to look again, ``None`` for never."""
-        if self.progress_at_s is not None and self._flow.is_paused:
+        if self.progress_at_s is not None and self.flow.is_paused:
             self.note_pause()
         limit, due_at_s = self._next_due()
         if now_s < due_at_s:  # a token that comes before then is due sooner
-            return min(due_at_s, now_s + self._limits.stall_timeout_s)
+            return min(due_at_s, now_s + self.limits.stall_timeout_s)
         if self._task is not None:
             self.expired = limit
             self._task.cancel()
         return None
 
     def _next_due(self) -> tuple[Limit, float]:
-        limits = self._limits
-        total_at_s = self._asked_at_s + limits.total_timeout_s
-        if not self._is_stream:
+        limits = self.limits
+        total_at_s = self._total_at_s
+        if not self.is_stream:
             return "total", total_at_s
         if self.progress_at_s is None:
             token: tuple[Limit, float] = ("ttft", self._began_at_s + limits.ttft_timeout_s)
