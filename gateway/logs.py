@@ -178,24 +178,27 @@ def safe_fields(_: object, method_name: str, event_dict: EventDict) -> EventDict
     return found
 
 
-class bound_ids:  # noqa: N801, it reads like the function of structlog's that it stands for
-    """Has a call's ids on every line that is logged inside: ``with bound_ids(request_id=call.request_id):``.
+def bound_ids(**ids: str) -> _Bound:
+    """Return a context in which every line that is logged has a call's ids.
 
-    What structlog has for this looks through all context variables and is a generator: it takes more than twice as
-    long, for every request, of which most log nothing more than their end.
+    What structlog has for this looks through all context variables and is a generator: it takes three times as long,
+    for every request, of which most log nothing more than their end.
     """
+    return _Bound(ids)
 
-    __slots__ = ("_ids", "_tokens")
 
-    def __init__(self, **ids: str) -> None:
-        self._ids = ids
-        self._tokens: list[Token[str]] = []
+class _Bound(msgspec.Struct):
+    """A context in which ids are bound."""
+
+    _ids: Mapping[str, str]
+    _tokens: list[Token[str]] = []
 
     def __enter__(self) -> None:
         """Bind them."""
-        self._tokens = [_BOUND_VARIABLES[name].set(value) for name, value in self._ids.items()]
+        for name, value in self._ids.items():
+            self._tokens.append(_BOUND_VARIABLES[name].set(value))
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Leave all as it was found."""
         tokens = self._tokens
         try:

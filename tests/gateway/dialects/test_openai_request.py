@@ -25,7 +25,15 @@ from gateway.core.call import (
     UnknownPart,
 )
 from gateway.core.errors import InvalidRequest
-from gateway.dialects.openai_request import MAX_CHOICES, MAX_DEPTH, MAX_MESSAGES, MAX_TOOLS, read_json, read_request
+from gateway.dialects.openai_request import (
+    MAX_CHOICES,
+    MAX_DEPTH,
+    MAX_MESSAGES,
+    MAX_TOOLS,
+    SHORT_BYTES,
+    read_json,
+    read_request,
+)
 
 CALL = Call(request_id="t", endpoint="chat_completions", credential="k")
 HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -319,10 +327,27 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     assert refusal(body).message.startswith("the body must be a JSON object, not ")
 
 
-def test_a_body_may_be_64_levels_deep_and_no_deeper() -> None:
-    """Counted with the object that it is."""
-    assert read_request(nested(MAX_DEPTH), CALL).model == "m"
-    assert "deeper than 64 levels" in refusal(nested(MAX_DEPTH + 1)).message
+@pytest.mark.parametrize("space", [b"", b" " * 2 * SHORT_BYTES])
+def test_a_body_may_be_64_levels_deep_and_no_deeper(space: bytes) -> None:
+    """Counted with the object that it is, in a short body and in a long one."""
+    assert read_request(nested(MAX_DEPTH) + space, CALL).model == "m"
+    assert "deeper than 64 levels" in refusal(nested(MAX_DEPTH + 1) + space).message
+
+
+@pytest.mark.parametrize("kinds", ["[", "{", "[{", "{["])
+@pytest.mark.parametrize("size_bytes", [0, 2 * SHORT_BYTES])
+def test_depth_is_of_arrays_and_of_objects(kinds: str, size_bytes: int) -> None:
+    """And of both together."""
+    opening = "".join('{"a":' if kind == "{" else "[" for kind in kinds)
+    closing = "".join("}" if kind == "{" else "]" for kind in reversed(kinds))
+
+    def body(levels: int) -> bytes:
+        count = levels // len(kinds)
+        value = f"{opening * count}1{closing * count}"
+        return f'{{"model":"m","messages":[{{"role":"user","content":"Hi"}}],"x":{value}}}'.encode().ljust(size_bytes)
+
+    assert read_request(body(MAX_DEPTH - 2), CALL).model == "m"
+    assert "deeper than 64 levels" in refusal(body(MAX_DEPTH)).message
 
 
 @pytest.mark.parametrize("body", [nested(100_000), b'{"a":' * 100_000, b"[" * 100_000, b'{"a":[' * 50_000])
