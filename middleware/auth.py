@@ -76,11 +76,14 @@ class Auth:
             expected = "Authorization: Bearer …, x-api-key or x-goog-api-key"
             raise Unauthorized(f"no client key was sent; expected one as {expected}", code="missing_api_key")
         shown = hashlib.sha256(credential[:MAX_KEY_CHARACTERS].encode("utf-8", "replace")).hexdigest()
-        found = [key.id for key in self.keys if hmac.compare_digest(key.sha256, shown)]
-        if not found or len(credential) > MAX_KEY_CHARACTERS:
+        client_id: str | None = None
+        for key in self.keys:  # all of them, whichever it is
+            if hmac.compare_digest(key.sha256, shown):
+                client_id = client_id or key.id
+        if client_id is None or len(credential) > MAX_KEY_CHARACTERS:
             raise Unauthorized("the client key is not known here")
-        self._last.keep(credential, found[0])
-        return found[0]
+        self._last.keep(credential, client_id)
+        return client_id
 
     def __call__(self, call: Call, send: Send, call_next: Next) -> Awaitable[None]:
         """Hand on a call whose key is known, under its client's id."""

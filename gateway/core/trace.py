@@ -90,7 +90,7 @@ class Trace:
     @property
     def exemplar_trace_id(self) -> str | None:
         """The trace's id, where it can be found by it."""
-        return self.trace_id if self.is_sampled else None
+        return self.trace_id if self.flags and self.flags & SAMPLED else None
 
     @property
     def traceparent(self) -> str | None:
