@@ -107,13 +107,13 @@ class Fallback:
         if not call.route.targets:  # an unknown model, or a request that was refused before: the end of the chain says
             return call_next(call, send)
         if call.stream or not _may_be_collected(call):
-            return self._tour(call, stream=call.stream).run(send, call_next)
-        return self._collect(call, send, call_next)
+            return _Tour(self, call, self._order(call.route)).run(send, call_next)
+        return self._collect(structs.replace(call, stream=True), send, call_next)
 
     async def _collect(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay a whole answer out of a stream; what broke off and cannot be continued is asked for again, once."""
         collected = _Collected(send)
-        tour = self._tour(call, stream=True)
+        tour = _Tour(self, call, self._order(call.route))
         try:
             await tour.run(collected.send, call_next)
         except UpstreamError as error:
@@ -121,14 +121,11 @@ class Fallback:
                 raise
             tour.note(error, send)
             collected.clear()
-            again = self._tour(call, stream=True)
+            again = _Tour(self, call, self._order(call.route))
             again.attempt = tour.attempt
             again.put_last(error.target)
             await again.run(collected.send, call_next)
         collected.pass_on()
-
-    def _tour(self, call: Call, *, stream: bool) -> _Tour:
-        return _Tour(self, call, self._order(call.route), stream=stream)
 
     def _order(self, route: Route) -> list[Target]:
         """Return the targets in the order in which they are to be asked."""
@@ -156,18 +153,20 @@ class Fallback:
         first = [min(drawn, key=pace.__getitem__)] if drawn else []
         return [*first, *(place for place in places if place not in first)]
 
-    def admit(self, route: Route, target: Target) -> tuple[Breaker, float] | None:
-        """Return the target's breaker, and when it let a request through, which is now one that budgets are made of.
+    def admit(self, route: Route, upstream: str) -> tuple[Breaker, float] | None:
+        """Return a target's breaker, and when it let a request through, which is now one that budgets are made of.
 
         In case that nothing is asked, and so nothing settled, that is to be given back to it.
         """
-        upstream, now_s = str(target), self._clock()
+        now_s = self._clock()
         health = self._board.of(upstream)
-        if not health.breaker.admit(now_s):
+        breaker = health.breaker
+        if not breaker.admit(now_s):
             return None
         self._budgets.note_request(upstream, now_s)
-        self._show(route, upstream, health, now_s)  # it may be half open by now
-        return health.breaker, now_s
+        if breaker.open_until_s or health.shown != "closed":  # it may be half open by now
+            self._show(route, upstream, health, now_s)
+        return breaker, now_s
 
     def is_open(self, target: Target) -> bool:
         """Whether the target's breaker would say no."""
@@ -182,37 +181,26 @@ class Fallback:
         """What extra attempts are paid from."""
         return self._budgets
 
-    def watching(
-        self,
-        ledger: Ledger,
-        route: Route = Route(),  # noqa: B008, it does not change
-        *,
-        has_pace: bool = True,
-    ) -> Ledger:
-        """Return a ledger that learns from each attempt how its target is doing, and tells ``ledger``.
-
-        An answer that is asked for whole says nothing of the time to its first token.
-        """
-        return _Watching(self, ledger, route, has_pace=has_pace)
-
-    def note_first_token(self, route: Route, target: Target, ttft_s: float | None) -> None:
+    def note_first_token(self, route: Route, upstream: str, ttft_s: float | None) -> None:
         """Learn from an attempt's first token: how soon it came, where that says something."""
-        upstream, now_s = str(target), self._clock()
+        now_s = self._clock()
         health = self._board.of(upstream)
         if ttft_s is None:
             health.breaker.note_first_token(now_s)
         else:
             health.note_first_token(ttft_s, now_s)
-        self._show(route, upstream, health, now_s)
+        if health.breaker.open_until_s or health.shown != "closed":
+            self._show(route, upstream, health, now_s)
         if ttft_s is not None and upstream in self._shown:
             self._show_pace(upstream, health, now_s)
 
-    def note(self, route: Route, settlement: Settlement) -> None:
+    def note(self, route: Route, upstream: str, settlement: Settlement) -> None:
         """Learn from an attempt that has ended."""
-        upstream, now_s = str(settlement.target), self._clock()
+        now_s = self._clock()
         health = self._board.of(upstream)
         health.note(settlement, now_s)
-        self._show(route, upstream, health, now_s)
+        if health.breaker.open_until_s or health.shown != "closed":
+            self._show(route, upstream, health, now_s)
 
     def look(self) -> None:
         """Show again what was shown.
@@ -225,7 +213,7 @@ class Fallback:
             state = health.breaker.state(now_s)
             self._tell(upstream, health, state, now_s)
             if self._shown[upstream] != state:
-                self._show_state(upstream, state)
+                self._show_state(upstream, health, state)
             self._show_pace(upstream, health, now_s)
 
     def _show(self, route: Route, upstream: str, health: TargetHealth, now_s: float) -> None:
@@ -234,12 +222,12 @@ class Fallback:
         if state != health.told:
             self._tell(upstream, health, state, now_s)
         if self._shown.get(upstream) == state:
-            return
-        if upstream_label(route, upstream) == upstream:
-            self._show_state(upstream, state)
+            health.shown = state  # it was forgotten in between
+        elif upstream_label(route, upstream) == upstream:
+            self._show_state(upstream, health, state)
 
-    def _show_state(self, upstream: str, state: State) -> None:
-        self._shown[upstream] = state
+    def _show_state(self, upstream: str, health: TargetHealth, state: State) -> None:
+        self._shown[upstream] = health.shown = state
         for one in _STATES:
             self._meters.gauge("millrace_upstream_state", upstream, one).set(float(one == state))
 
@@ -272,16 +260,24 @@ class Fallback:
 
 
 class _Tour:
-    """One call's way through its targets. ``attempt`` is the number of the next attempt, ``target`` was asked last."""
+    """One call's way through its targets. ``attempt`` is the number of the next attempt, ``target`` was asked last.
 
-    def __init__(self, options: Fallback, call: Call, order: list[Target], *, stream: bool) -> None:
+    It is the ledger of its attempts: breakers and paces learn from them.
+    """
+
+    __slots__ = (
+        "_admitted", "_call", "_left", "_name", "_named", "_options", "_race_count", "_route", "attempt", "target",
+    )  # fmt: skip
+
+    def __init__(self, options: Fallback, call: Call, order: list[Target]) -> None:
         self._options = options
         self._call = call
+        self._route = call.route
         self._left = order
-        self._stream = stream
-        self._ledger = options.watching(call.ledger, call.route, has_pace=stream)
         self._admitted: list[tuple[Breaker, float]] = []
         self._race_count = 0
+        self._named: Target | None = None
+        self._name = ""
         self.attempt = call.attempt
         self.target = order[0]
 
@@ -289,7 +285,9 @@ class _Tour:
         """Ask one target after the other; raises the error that tells most when none gives the whole answer."""
         told: UpstreamError | InvalidRequest | None = None
         delivered: Transcript | None = self._call.delivered
-        while (target := self._next(is_last_hope=told is None)) is not None:
+        target: Target | None = self._left[0]  # where no breaker lets us through, the first is asked even so
+        target = self._next() or target
+        while target is not None:
             self.target = target
             try:
                 return await self._ask(target, delivered, send, call_next)
@@ -301,7 +299,9 @@ class _Tour:
                     break
                 self.note(error, send)
             finally:
-                self._release()
+                if self._admitted:
+                    self._release()
+            target = self._next()
         assert told is not None  # noqa: S101, one is asked in any case
         try:
             raise told
@@ -348,21 +348,41 @@ class _Tour:
         """A target was only slower: it is the last of those that may still go on with the answer."""
         self._left.append(target)
 
-    def _next(self, *, is_last_hope: bool) -> Target | None:
-        """Return the next target whose breaker lets us through; where none does at all, the first is asked even so."""
-        skipped: list[Target] = []
+    # --- the ledger of the attempts
+
+    def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
+        """Learn from it, and pass it on. Of an answer that is asked for whole its time says nothing."""
+        pace_s = ttft_s if self._call.stream else None
+        self._options.note_first_token(self._route, self._name_of(target), pace_s)
+        self._call.ledger.note_first_token(target, attempt, ttft_s)
+
+    def settle(self, settlement: Settlement) -> None:
+        """Learn from an attempt, and pass it on."""
+        self._options.note(self._route, self._name_of(settlement.target), settlement)
+        self._call.ledger.settle(settlement)
+
+    def _name_of(self, target: Target) -> str:
+        """Return what the target is called: asked for at each step of an attempt, it is made once."""
+        if target is not self._named:
+            self._named, self._name = target, str(target)
+        return self._name
+
+    # --- inside
+
+    def _next(self) -> Target | None:
+        """Return the next target whose breaker lets us through."""
         while self._left:
             target = self._left.pop(0)
             if self._is_admitted(target):
                 return target
-            skipped.append(target)
-        return skipped[0] if skipped and is_last_hope else None
+        return None
 
     def _is_admitted(self, target: Target) -> bool:
-        admitted = self._options.admit(self._call.route, target)
+        admitted = self._options.admit(self._route, self._name_of(target))
         if admitted is None:
             return False
-        self._admitted.append(admitted)
+        if admitted[0].open_until_s:  # it is a probe
+            self._admitted.append(admitted)
         return True
 
     def _release(self) -> None:
@@ -372,18 +392,17 @@ class _Tour:
 
     def _other_count(self) -> int:
         """Return how many of the targets left would be let through."""
-        return sum(not self._options.is_open(other) for other in self._left) if self._left else 0
+        return sum(not self._options.is_open(other) for other in self._left)
 
     def _ask(self, target: Target, delivered: Transcript | None, send: Send, call_next: Next) -> Awaitable[None]:
-        hedge_after_s = self._call.route.hedge_after_s
+        hedge_after_s = self._route.hedge_after_s
         call = structs.replace(
             self._call,
             target=target,
             attempt=self.attempt,
-            other_targets=self._other_count(),
+            other_targets=self._other_count() if self._left else 0,
             delivered=delivered,
-            stream=self._stream,
-            ledger=self._ledger,
+            ledger=self,
             budgets=self._options.budgets,
         )
         if hedge_after_s is not None and delivered is None and call.other_targets:
@@ -505,26 +524,6 @@ class _Race:
         for lane in self._lanes:
             if not lane.done() and not lane.cancelling():
                 lane.cancel(*words)
-
-
-class _Watching:
-    """A ledger from which breakers and paces learn; what they have learned is shown."""
-
-    __slots__ = ("_has_pace", "_ledger", "_options", "_route")
-
-    def __init__(self, options: Fallback, ledger: Ledger, route: Route, *, has_pace: bool) -> None:
-        self._options = options
-        self._ledger = ledger
-        self._route = route
-        self._has_pace = has_pace
-
-    def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
-        self._options.note_first_token(self._route, target, ttft_s if self._has_pace else None)
-        self._ledger.note_first_token(target, attempt, ttft_s)
-
-    def settle(self, settlement: Settlement) -> None:
-        self._options.note(self._route, settlement)
-        self._ledger.settle(settlement)
 
 
 class _Finishing:

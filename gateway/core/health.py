@@ -92,10 +92,11 @@ class Breaker:
 
     def admit(self, now_s: float) -> bool:
         """Say whether the target may be asked; half-open, the one who is told so is the probe."""
+        if not self.open_until_s:
+            return True
         if self.is_open(now_s):
             return False
-        if self.open_until_s:
-            self._probe_at_s = now_s
+        self._probe_at_s = now_s
         return True
 
     def release(self, at_s: float) -> None:
@@ -112,7 +113,7 @@ class Breaker:
 
     def note_completed(self, now_s: float) -> None:
         """An answer has come to its end."""
-        self._recent.add(now_s, count=1)
+        self._recent.count(now_s)
         self._failures = self._cuts = self._openings = 0
         if self.open_until_s:
             self._close_half_open(now_s)
@@ -188,11 +189,15 @@ class Pace:
 
 @dataclass(slots=True)
 class TargetHealth:
-    """One target's breaker and pace, and what its attempts tell them. ``told`` is the state that was told last."""
+    """One target's breaker and pace, and what its attempts tell them.
+
+    ``told`` is the state that the log was told last, ``shown`` the one that was shown last, if any was.
+    """
 
     breaker: Breaker = field(default_factory=Breaker)
     pace: Pace = field(default_factory=Pace)
     told: State = "closed"
+    shown: State | None = None
 
     def note_first_token(self, ttft_s: float, now_s: float) -> None:
         """Take in that an attempt has just brought its first token, ``ttft_s`` after it was begun."""
@@ -227,15 +232,19 @@ class HealthBoard:
         self._failures = failures
         self._open_s = open_s
         self._by_target: dict[str, TargetHealth] = {}
+        self._last: tuple[str, TargetHealth] | None = None
 
     def of(self, target: str) -> TargetHealth:
         """Return the target's health, which is now the last of them to be forgotten."""
+        if self._last is not None and self._last[0] == target:
+            return self._last[1]
         found = self._by_target.pop(target, None)
         if found is None:
             if len(self._by_target) >= MAX_TARGETS:
                 del self._by_target[next(iter(self._by_target))]
             found = TargetHealth(Breaker(failures=self._failures, open_s=self._open_s))
         self._by_target[target] = found
+        self._last = target, found
         return found
 
     def __iter__(self) -> Iterator[tuple[str, TargetHealth]]:

@@ -44,7 +44,6 @@ from gateway.core.events import (
     Usage,
     UsageReported,
 )
-from gateway.core.ledger import NoLedger
 from gateway.pipeline import Next, Send, Telemetry, compose
 from gateway.telemetry.meters import Meters
 from gateway.telemetry.slab import Slab
@@ -385,9 +384,8 @@ async def test_the_route_does_not_change_by_being_asked() -> None:
 def make_paced(**ttft_s: float) -> Fallback:
     """Return a fallback that has seen targets by these times to the first token."""
     fallback = Fallback(_clock=Clock(), _random=seeded())
-    ledger = fallback.watching(NoLedger())
     for name, seconds in ttft_s.items():
-        ledger.note_first_token({"a": A, "b": B, "c": C}[name], 1, seconds)
+        fallback.note_first_token(Route(), str({"a": A, "b": B, "c": C}[name]), seconds)
     return fallback
 
 
@@ -1345,7 +1343,7 @@ async def test_the_state_and_the_pace_of_a_target_are_shown(clock: Clock) -> Non
     await fallback(make_call(A), ignore, probe)
     look()
     assert states == [{"closed": 1}, {"open": 1}, {"half_open": 1}, {"closed": 1}]
-    fallback.watching(NoLedger(), make_call(A).route).note_first_token(A, 1, 2.0)
+    fallback.note_first_token(make_call(A).route, "openai/a", 2.0)
     assert 0 < Exposition.of(slab).total("millrace_upstream_ttft_ewma_seconds", upstream="openai/a") <= 2.0
 
 
