@@ -52,11 +52,18 @@ class Authenticator(Protocol):
         """Return the client's id, ``None`` where no key is needed; raises ``Unauthorized``."""
 
 
+class EndedStream(Protocol):
+    """What is kept of a call that has ended, for who wants to see that: it is small."""
+
+    def shown(self) -> Mapping[str, object]:
+        """Return how it ended: nothing of what was said, and no key."""
+
+
 class LiveStream(Protocol):
     """A call in flight, for who wants to see it."""
 
     def shown(self) -> Mapping[str, object]:
-        """Return how it goes now, or how it ended: nothing of what was said, and no key."""
+        """Return how it goes now: nothing of what was said, and no key."""
 
     def drain(self) -> None:
         """The gateway is stopping, and waits for it."""
@@ -68,8 +75,8 @@ class LiveStreams(Protocol):
     def begin(self, stream: LiveStream) -> None:
         """A call has begun."""
 
-    def end(self, stream: LiveStream, *, is_kept: bool) -> None:
-        """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
+    def end(self, stream: LiveStream, kept: EndedStream | None) -> None:
+        """A call has ended; ``kept`` says how, if it should be remembered as one of the last."""
 
 
 class NoLiveStreams:
@@ -80,7 +87,7 @@ class NoLiveStreams:
     def begin(self, stream: LiveStream) -> None:
         """Forget it."""
 
-    def end(self, stream: LiveStream, *, is_kept: bool) -> None:
+    def end(self, stream: LiveStream, kept: EndedStream | None) -> None:
         """Forget it."""
 
 

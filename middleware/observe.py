@@ -25,14 +25,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import TypeAlias
+from typing import Final
 
 import structlog
-from msgspec import structs
+from msgspec import Struct, structs
 
 from gateway.core.call import Call, Flow, Route, Target
 from gateway.core.errors import (
@@ -54,6 +54,7 @@ from gateway.core.kept import Kept
 from gateway.core.ledger import Settlement
 from gateway.core.meters import OTHER, Counter, Gauge, Histogram, Meters, upstream_label
 from gateway.core.progress import Objective, Phase, Progress
+from gateway.core.trace import Trace
 from gateway.pipeline import DRAINED, HEDGE_LOST, Next, Send, Telemetry
 
 log = structlog.get_logger()
@@ -69,6 +70,7 @@ _UNJUDGED = frozenset({"client_aborted", "rejected"})
 
 
 _NO_VERDICT: Mapping[Objective, bool] = {}
+_COMPLETED: Final = ("completed", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,9 @@ class Observe:
 
     async def __call__(self, call: Call, send: Send, call_next: Next) -> None:
         """Hand the call on and watch what comes back."""
-        clock = self._clock
-        observed = _Observed(call, self._telemetry, self._model(call.route), clock)
+        observed = _Observed(call, self._telemetry, self._model(call.route), self._clock)
         try:
-            await call_next(observed.watched(call), observed.progress.watching(send, clock))
+            await call_next(observed.watched(call), observed.progress.watching(send, self._clock))
         except BaseException as error:
             observed.end(error)
             raise
@@ -117,27 +118,33 @@ class _Upstream:
         self.histograms: Kept[str, Histogram] = Kept(lambda name: meters.histogram(name, model, label))
 
 
+class _Calls:
+    """What is counted of one model's calls at one endpoint, of those that stream or of those that do not."""
+
+    __slots__ = ("backpressure", "ends", "started")
+
+    def __init__(self, meters: Meters, model: str, endpoint: str, *, is_stream: bool) -> None:
+        stream = "true" if is_stream else "false"
+        self.started = meters.counter("millrace_requests_started_total", endpoint, model)
+        self.backpressure = meters.histogram("millrace_client_backpressure_seconds") if is_stream else None
+        self.ends: Kept[str, tuple[Counter, Histogram]] = Kept(
+            lambda outcome: (
+                meters.counter("millrace_requests_total", endpoint, model, stream, outcome),
+                meters.histogram("millrace_request_duration_seconds", endpoint, model, stream),
+            )
+        )
+
+
 class _Model:
     """What is counted of one model. Its upstreams are as many as labels can name."""
 
-    __slots__ = (
-        "_known", "_upstreams", "active", "durations", "ends", "finishes", "histograms", "name", "started", "targets",
-        "verdicts",
-    )  # fmt: skip
+    __slots__ = ("_known", "_upstreams", "active", "calls", "finishes", "histograms", "name", "targets", "verdicts")
 
     def __init__(self, meters: Meters, route: Route) -> None:
         name = self.name = route.name
         self.targets = route.targets
-        self.started: Kept[str, Counter] = Kept(
-            lambda endpoint: meters.counter("millrace_requests_started_total", endpoint, name)
-        )
+        self.calls: Kept[tuple[str, bool], _Calls] = Kept(lambda kind: _Calls(meters, name, kind[0], is_stream=kind[1]))
         self.active: Kept[Phase, Gauge] = Kept(lambda phase: meters.gauge("millrace_streams_active", name, phase))
-        self.ends: Kept[tuple[str, str, str], Counter] = Kept(
-            lambda ended: meters.counter("millrace_requests_total", ended[0], name, *ended[1:])
-        )
-        self.durations: Kept[tuple[str, str], Histogram] = Kept(
-            lambda kind: meters.histogram("millrace_request_duration_seconds", kind[0], name, kind[1])
-        )
         self.finishes: Kept[str, Counter] = Kept(
             lambda reason: meters.counter("millrace_finish_reasons_total", name, reason)
         )
@@ -156,45 +163,58 @@ class _Model:
         return self._known.get(target) or self._upstreams[upstream_label(route, target)]
 
 
+class _Look(Struct, frozen=True):
+    """How a call goes, or ended. What that amounts to is worked out when somebody looks: few are ever looked at.
+
+    It keeps the call's progress, which lets go of the answer, see ``Progress.let_go``.
+    """
+
+    request_id: str
+    endpoint: str
+    model: str
+    target: str
+    is_stream: bool
+    outcome: str
+    progress: Progress
+    at_s: float
+    attempt_count: int
+
+    def shown(self) -> Mapping[str, object]:
+        """Return what is shown."""
+        progress, at_s = self.progress, self.at_s
+        return {
+            "id": self.request_id,
+            "endpoint": self.endpoint,
+            "model": self.model,
+            "target": self.target or None,
+            "stream": self.is_stream,
+            "phase": progress.phase,
+            "tokens": progress.token_count,
+            "tokens_per_s": _rounded(progress.tokens_per_s, 3),
+            "ttft_s": _rounded(progress.ttft_s),
+            "idle_s": None if self.outcome else _rounded(at_s - max(progress.last_at_s, progress.asked_at_s)),
+            "age_s": _rounded(at_s - progress.asked_at_s),
+            "attempts": self.attempt_count,
+            "outcome": self.outcome or None,
+        }
+
+
 class _Observed:
     """One call: the ledger of its attempts, what the table of live streams shows, and what is told of it at its end."""
 
     __slots__ = (
-        "_clock",
-        "_delivered_tokens",
-        "_ended_at_s",
-        "_endpoint",
-        "_flow",
-        "_heard_count",
-        "_is_stream",
-        "_ledger",
-        "_live",
-        "_meters",
-        "_model",
-        "_outcome",
-        "_request_id",
-        "_route",
-        "_settled_count",
-        "_spoke_at_s",
-        "_started_at_s",
-        "_trace",
-        "_wasted_tokens",
-        "progress",
-    )
+        "_call", "_calls", "_clock", "_delivered_tokens", "_heard_count", "_is_stream", "_model", "_outcome",
+        "_settled_count", "_spoke_at_s", "_started_at_s", "_telemetry", "_wasted_tokens", "progress",
+    )  # fmt: skip
 
     def __init__(self, call: Call, telemetry: Telemetry, model: _Model, clock: Callable[[], float]) -> None:
         trace = call.trace
-        self._request_id = call.request_id
-        self._endpoint = call.endpoint
-        self._route = call.route
-        self._model = model
+        self._call = call
         self._is_stream = call.stream
-        self._ledger = call.ledger
-        self._meters = telemetry.meters
-        self._live = telemetry.live
-        self._trace = trace
-        self._flow = call.flow
+        self._model = model
+        self._telemetry = telemetry
         self._clock = clock
+        self._calls = calls = model.calls[call.endpoint, call.stream]
         self._started_at_s: float | None = None
         self._spoke_at_s: float | None = None
         self._settled_count = 0
@@ -202,36 +222,36 @@ class _Observed:
         self._wasted_tokens = 0
         self._heard_count = 0
         self._outcome = ""
-        self._ended_at_s: float | None = None
-        self.progress = Progress(
-            call.received_at_s or clock(),
-            telemetry.slo,
-            choice_count=call.choice_count,
-            note_phase=self._move,
-            note=trace.note,
-        )
-        model.started[call.endpoint].inc()
-        model.active["prefill"].inc(1)
-        self._live.begin(self)
+        asked_at_s, choice_count = call.received_at_s or clock(), call.choice_count
+        if type(trace) is Trace:  # of it nothing is recorded
+            self.progress = Progress(asked_at_s, telemetry.slo, choice_count, self._move)
+        else:
+            self.progress = Progress(asked_at_s, telemetry.slo, choice_count, self._move, trace.note)
+        calls.started.inc()
+        model.active["prefill"].inc()
+        telemetry.live.begin(self)
 
     def watched(self, call: Call) -> Call:
         """Return the call whose attempts, and whose pauses, are told here."""
-        if not call.stream:
+        backpressure = self._calls.backpressure
+        if backpressure is None:
             return structs.replace(call, ledger=self)
-        backpressure = self._meters.histogram("millrace_client_backpressure_seconds")
         flow = _WatchedFlow(call.flow, self.progress, backpressure, self._clock)
         return structs.replace(call, ledger=self, flow=flow)
 
     # --- for the table of live streams
 
     def shown(self) -> Mapping[str, object]:
-        """Return how the call goes now, or how it ended."""
-        progress, ended_at_s = self.progress, self._ended_at_s
+        """Return how the call goes now."""
+        return self._look(self._clock(), self.progress.attempt_count).shown()
+
+    def _look(self, at_s: float, attempt_count: int) -> _Look:
+        call, progress = self._call, self.progress
         target = progress.last_target[:MAX_SHOWN_CHARACTERS]
-        facts = (self._request_id, self._endpoint, self._model.name, target, self._is_stream, self._outcome)
-        if ended_at_s is not None:
-            return _Ended(progress, facts, ended_at_s, self._settled_count)
-        return _shown(progress, facts, self._clock(), progress.attempt_count)
+        return _Look(
+            call.request_id, call.endpoint, self._model.name, target, call.stream,
+            self._outcome, progress, at_s, attempt_count,
+        )  # fmt: skip
 
     def drain(self) -> None:
         """The gateway is stopping, and waits for the call."""
@@ -240,27 +260,34 @@ class _Observed:
     def _move(self, before: Phase, phase: Phase) -> None:
         active = self._model.active
         active[before].inc(-1)
-        active[phase].inc(1)
+        active[phase].inc()
 
     # --- the ledger of the call's attempts
 
     def note_first_token(self, target: Target, attempt: int, ttft_s: float) -> None:
         """Pass it on: what the client waits for is seen where it is handed on."""
-        self._ledger.note_first_token(target, attempt, ttft_s)
+        self._call.ledger.note_first_token(target, attempt, ttft_s)
 
     def settle(self, settlement: Settlement) -> None:
         """Count the attempt and its tokens, and pass it on."""
+        call, ended = self._call, _COMPLETED
         self._settled_count += 1
         self._time(settlement)
-        result, error_type = settlement.result, settlement.error_type or ""
-        if result == "failed":
+        if settlement.result != "completed":
+            ended = self._ended(settlement)
+        upstream = self._model.upstream(call.route, settlement.target)
+        upstream.attempts[ended].inc()
+        self._count_usage(settlement, upstream)
+        call.trace.attempt(settlement)
+        call.ledger.settle(settlement)
+
+    def _ended(self, settlement: Settlement) -> tuple[str, str]:
+        """Return what an attempt is counted as that did not end whole, and take note of it if it has failed."""
+        error_type: str = settlement.error_type or ""
+        if settlement.result == "failed":
             error_type = error_type or "_OTHER"
             self.progress.note_failed_attempt(settlement.started_at_s)
-        upstream = self._model.upstream(self._route, settlement.target)
-        upstream.attempts[result, error_type].inc()
-        self._count_usage(settlement, upstream)
-        self._trace.attempt(settlement)
-        self._ledger.settle(settlement)
+        return settlement.result, error_type
 
     def _time(self, settlement: Settlement) -> None:
         """Note when the first attempt was begun, and when the one that the client heard first had its first token."""
@@ -310,18 +337,20 @@ class _Observed:
     def _waste(self, tokens: int, upstream: _Upstream, reason: str) -> None:
         if tokens > 0:
             self._wasted_tokens += tokens
-            self._meters.counter("millrace_tokens_wasted_total", self._model.name, upstream.label, reason).inc(tokens)
+            meters = self._telemetry.meters
+            meters.counter("millrace_tokens_wasted_total", self._model.name, upstream.label, reason).inc(tokens)
 
     # --- its end
 
     def end(self, error: BaseException | None) -> None:
         """Tell what the call has come to: this is called once."""
         progress, outcome = self.progress, "completed" if error is None else outcome_of(error)
-        self._ended_at_s = now_s = self._clock()
+        now_s = self._clock()
         self._outcome = outcome
         if error is None:
             progress.end(now_s, is_complete=True, has_client=True, last_attempt=None)
-            self._count_overlap()
+            if len(self._delivered_tokens) > 1:
+                self._count_overlap()
         else:
             self._end_progress(error, now_s)
         met = _NO_VERDICT
@@ -335,7 +364,7 @@ class _Observed:
             self._count_failovers()
         if self._is_stream:
             self._count_stream(met)
-        self._live.end(self, is_kept=outcome != "rejected")
+        self._telemetry.live.end(self, None if outcome == "rejected" else self._look(now_s, self._settled_count))
         self._tell(error, met, now_s)
         progress.let_go()
 
@@ -351,39 +380,41 @@ class _Observed:
     def _count_overlap(self) -> None:
         """Count as wasted what several attempts generated of an answer, and what is not in it."""
         usage = self.progress.usage
-        if len(self._delivered_tokens) > 1 and usage is not None:
-            upstream = self._model.upstream(self._route, self.progress.last_target)
+        if usage is not None:
+            upstream = self._model.upstream(self._call.route, self.progress.last_target)
             self._waste(sum(self._delivered_tokens) - usage.output_tokens, upstream, "resume_overlap")
 
     def _count_end(self, now_s: float) -> None:
-        model, endpoint, progress = self._model, self._endpoint, self.progress
-        stream = "true" if self._is_stream else "false"
-        model.ends[endpoint, stream, self._outcome].inc()
-        model.durations[endpoint, stream].observe(now_s - progress.asked_at_s, self._trace.exemplar_trace_id)
+        progress = self.progress
+        ended, duration = self._calls.ends[self._outcome]
+        ended.inc()
+        duration.observe(now_s - progress.asked_at_s, self._call.trace.exemplar_trace_id)
         for finish_reason in progress.finish_reasons.values():
-            model.finishes[finish_reason].inc()
+            self._model.finishes[finish_reason].inc()
 
     def _count_error(self, error: BaseException) -> None:
+        meters = self._telemetry.meters
         if isinstance(error, ClientError):
-            self._meters.counter("millrace_rejected_total", _reason_of(error)).inc()
+            meters.counter("millrace_rejected_total", _reason_of(error)).inc()
         if self._outcome == "client_aborted":
-            self._meters.counter("millrace_client_aborts_total", self._endpoint, self.progress.phase).inc()
+            meters.counter("millrace_client_aborts_total", self._call.endpoint, self.progress.phase).inc()
 
     def _count_failovers(self) -> None:
-        meters, model, progress, result = self._meters, self._model, self.progress, _result_of(self._outcome)
+        meters, model, route = self._telemetry.meters, self._model, self._call.route
+        progress, result = self.progress, _result_of(self._outcome)
         for failed in progress.failovers.values():
-            upstream = model.upstream(self._route, failed.target).label
+            upstream = model.upstream(route, failed.target).label
             phase = "mid_stream" if failed.has_delivered else "pre_first_token"
             meters.counter("millrace_failovers_total", model.name, upstream, phase, result).inc()
         for seam in progress.seams:
-            upstream = model.upstream(self._route, seam.from_target).label
+            upstream = model.upstream(route, seam.from_target).label
             meters.counter("millrace_stream_resumes_total", model.name, upstream, result).inc()
 
     def _count_stream(self, met: Mapping[Objective, bool]) -> None:
         """Count how fast and how evenly a stream came; its target is the one that gave the first token."""
-        meters, model, progress = self._meters, self._model, self.progress
-        histograms = model.upstream(self._route, progress.target).histograms
-        exemplar = self._trace.exemplar_trace_id
+        call, meters, model, progress = self._call, self._telemetry.meters, self._model, self.progress
+        histograms = model.upstream(call.route, progress.target).histograms
+        exemplar = call.trace.exemplar_trace_id
         if (ttft_s := progress.ttft_s) is not None:
             histograms["millrace_ttft_seconds"].observe(ttft_s, exemplar)
         if (ttfc_s := progress.ttfc_s) is not None:
@@ -394,7 +425,7 @@ class _Observed:
         if progress.max_gap_s:
             histograms["millrace_stream_max_gap_seconds"].observe(progress.max_gap_s, exemplar)
         for stall in progress.stalls:
-            slow = model.upstream(self._route, stall.target).label
+            slow = model.upstream(call.route, stall.target).label
             meters.counter("millrace_stalls_total", model.name, slow, stall.phase, stall.resolution).inc()
             meters.counter("millrace_stall_seconds_total", model.name, slow).inc(stall.length_s)
         for loss in progress.losses:
@@ -405,7 +436,12 @@ class _Observed:
 
     def _tell(self, error: BaseException | None, met: Mapping[Objective, bool], now_s: float) -> None:
         """End the trace, and write the line, if anybody wants it."""
-        progress, outcome = self.progress, self._outcome
+        progress, outcome, trace = self.progress, self._outcome, self._call.trace
+        logger = log.bind()  # structlog's own, and not one that looks for it with every name
+        level = logging.INFO if outcome in _QUIET else logging.WARNING
+        is_logged = logger.is_enabled_for(level)
+        if type(trace) is Trace and not is_logged:
+            return
         error_type = code = None
         http_status: int | None = 200
         if error is not None:
@@ -414,10 +450,10 @@ class _Observed:
                 http_status = None
             else:
                 error_type, code, http_status = _error_type_of(told), told.code, told.status_code
-            if self._flow.is_committed:
+            if self._call.flow.is_committed:
                 http_status = 200
         started = progress.started
-        self._trace.end(
+        trace.end(
             outcome,
             usage=progress.usage,
             finish_reasons=list(progress.finish_reasons.values()),
@@ -427,9 +463,7 @@ class _Observed:
             http_status=http_status,
             error_type=error_type,
         )
-        logger = log.bind()  # structlog's own, and not one that looks for it with every name
-        level = logging.INFO if outcome in _QUIET else logging.WARNING
-        if not logger.is_enabled_for(level):
+        if not is_logged:
             return
         fields = self._line(met, now_s)
         if http_status:
@@ -446,9 +480,9 @@ class _Observed:
         """Return what the log is told, but for how the call ended."""
         progress, usage = self.progress, self.progress.usage
         fields: dict[str, object] = {
-            "request_id": self._request_id,
-            **self._trace.log_fields,
-            "endpoint": self._endpoint,
+            "request_id": self._call.request_id,
+            **self._call.trace.log_fields,
+            "endpoint": self._call.endpoint,
             "model": self._model.name,
             "target": progress.target or None,
             "targets": progress.targets,
@@ -512,60 +546,6 @@ class _Observed:
                 fields["failover_lost_s"] = lost_s
         if paused_s := round(progress.paused_s, 6):
             fields["backpressure_s"] = paused_s
-
-
-_Facts: TypeAlias = tuple[str, str, str, str, bool, str]
-"""Of a call: its id, its endpoint, its model, who answers, whether it streams, and its outcome if it has one."""
-
-
-def _shown(progress: Progress, facts: _Facts, now_s: float, attempt_count: int) -> Mapping[str, object]:
-    request_id, endpoint, model, target, is_stream, outcome = facts
-    return {
-        "id": request_id,
-        "endpoint": endpoint,
-        "model": model,
-        "target": target or None,
-        "stream": is_stream,
-        "phase": progress.phase,
-        "tokens": progress.token_count,
-        "tokens_per_s": _rounded(progress.tokens_per_s, 3),
-        "ttft_s": _rounded(progress.ttft_s),
-        "idle_s": None if outcome else _rounded(now_s - max(progress.last_at_s, progress.asked_at_s)),
-        "age_s": _rounded(now_s - progress.asked_at_s),
-        "attempts": attempt_count,
-        "outcome": outcome or None,
-    }
-
-
-class _Ended(Mapping[str, object]):
-    """How a call ended. It is put together when somebody looks: every call ends, and few are ever looked at.
-
-    It keeps the call's progress, which lets go of the answer, see ``Progress.let_go``.
-    """
-
-    __slots__ = ("_attempt_count", "_ended_at_s", "_facts", "_progress")
-
-    def __init__(self, progress: Progress, facts: _Facts, ended_at_s: float, attempt_count: int) -> None:
-        self._progress = progress
-        self._facts = facts
-        self._ended_at_s = ended_at_s
-        self._attempt_count = attempt_count
-
-    def _shown(self) -> Mapping[str, object]:
-        return _shown(self._progress, self._facts, self._ended_at_s, self._attempt_count)
-
-    def __getitem__(self, name: str) -> object:
-        return self._shown()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shown())
-
-    def __len__(self) -> int:
-        return len(self._shown())
-
-    def items(self) -> ItemsView[str, object]:
-        """Return all of it, put together once."""
-        return self._shown().items()
 
 
 class _WatchedFlow:

@@ -106,7 +106,6 @@ class Progress:
         self,
         asked_at_s: float,
         slo: Slo = Slo(),
-        *,
         choice_count: int = 1,
         note_phase: Callable[[Phase, Phase], None] = _ignore,
         note: Callable[[str, Attributes], None] = _forget,
@@ -306,16 +305,23 @@ class Progress:
 
     def _add_mixed(self, events: Sequence[Event], now_s: float) -> None:
         for event in events:
-            if type(event) not in _TOKENS:
+            if type(event) in _TOKENS:
+                is_content = type(event) is not ReasoningDelta
+                gap_s = now_s - self.last_at_s
+                if gap_s > self._alarm_s or (is_content and self.content_at_s is None):
+                    self._look(gap_s, now_s, is_content=is_content)
+                self.last_at_s = now_s
+                self.delta_count += 1
+                self.reasoning_count += not is_content
+            elif type(event) is UsageReported:
+                self.usage = event.usage
+            elif type(event) is ChoiceFinished:
+                self.finish_reasons.setdefault(event.index, event.reason)
+            elif type(event) is StreamStarted:
+                self.started = self.started or event
+                self._speak(event.target)
+            else:
                 self._note(event)
-                continue
-            is_content = type(event) is not ReasoningDelta
-            gap_s = now_s - self.last_at_s
-            if gap_s > self._alarm_s or (is_content and self.content_at_s is None):
-                self._look(gap_s, now_s, is_content=is_content)
-            self.last_at_s = now_s
-            self.delta_count += 1
-            self.reasoning_count += not is_content
 
     def _look(self, gap_s: float, now_s: float, *, is_content: bool) -> None:
         """Take in a token that is the first one, or follows a gap that is worth a look."""
@@ -323,7 +329,8 @@ class Progress:
             self._note_loss(gap_s, now_s)
         if self.first_at_s is None:
             self.first_at_s = now_s
-            self.note("first_token", {"target": self.last_target})
+            if self.note is not _forget:
+                self.note("first_token", {"target": self.last_target})
         else:
             self.max_gap_s = max(self.max_gap_s, gap_s)
             self._note_stall(gap_s, "failed_over" if self._is_failing else "recovered")
@@ -357,17 +364,10 @@ class Progress:
             self.note_phase(before, phase)
 
     def _note(self, event: Event) -> None:
-        """Take in what happens once in a stream, or seldom."""
+        """Take in what happens seldom."""
         match event:
-            case UsageReported():
-                self.usage = event.usage
-            case ChoiceFinished():
-                self.finish_reasons.setdefault(event.index, event.reason)
             case AttemptFailed():
                 self._note_failure(event)
-            case StreamStarted():
-                self.started = self.started or event
-                self._speak(event.target)
             case StreamContinued():
                 self._note_seam(event)
             case _:

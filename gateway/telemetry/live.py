@@ -1,8 +1,8 @@
 """The table of live streams: every call in flight and the last that have ended, for who asks what is going on.
 
 One line for each call is too much for metrics, where every value of a label is kept for ever; here it is gone when it
-has been looked at. What a stream is like is asked of it when somebody looks, and once at its end: being in the table
-costs it nothing while it lives. Nothing in it looks like a key, even where a client has asked for a model of that name.
+has been looked at. What a stream is like, or how it ended, is only asked when somebody looks: being in the table costs
+it nothing. Nothing in it looks like a key, even where a client has asked for a model of that name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from gateway.logs import clean
 KEPT_COUNT: Final = 50
 
 
+class Ended(Protocol):
+    """A call that can say how it ended."""
+
+    def shown(self) -> Mapping[str, object]:
+        """Return that."""
+
+
 class Stream(Protocol):
     """A call that can say how it goes."""
 
     def shown(self) -> Mapping[str, object]:
-        """Return how it goes now, or, at its end, how it ended."""
+        """Return how it goes now."""
 
     def drain(self) -> None:
         """The gateway is stopping, and waits for it."""
@@ -35,7 +42,7 @@ class LiveTable:
 
     def __init__(self, *, kept_count: int = KEPT_COUNT, clock: Callable[[], float] = time.time) -> None:
         self._in_flight: dict[int, Stream] = {}
-        self._recent: deque[tuple[Mapping[str, object], float]] = deque(maxlen=kept_count)
+        self._recent: deque[tuple[Ended, float]] = deque(maxlen=kept_count)
         self._clock = clock
         self._is_draining = False
 
@@ -45,11 +52,11 @@ class LiveTable:
         if self._is_draining:
             stream.drain()
 
-    def end(self, stream: Stream, *, is_kept: bool) -> None:
-        """A call has ended; ``is_kept`` is whether it should be remembered as one of the last."""
+    def end(self, stream: Stream, kept: Ended | None) -> None:
+        """A call has ended; ``kept`` says how, and is remembered as one of the last, if it is worth that."""
         del self._in_flight[id(stream)]
-        if is_kept:
-            self._recent.append((stream.shown(), self._clock()))
+        if kept is not None:
+            self._recent.append((kept, self._clock()))
 
     def drain(self) -> None:
         """The gateway is stopping: whatever is in flight from now on is waited for."""
@@ -61,7 +68,9 @@ class LiveTable:
         """Return the whole table; of those that have ended the last one comes first."""
         return {
             "in_flight": [_safe(stream.shown()) for stream in self._in_flight.values()],
-            "recent": [{**_safe(shown), "ended_at_s": round(at_s, 3)} for shown, at_s in reversed(self._recent)],
+            "recent": [
+                {**_safe(ended.shown()), "ended_at_s": round(at_s, 3)} for ended, at_s in reversed(self._recent)
+            ],
         }
 
 

@@ -147,6 +147,6 @@ def test_what_is_told_to_no_telemetry_is_forgotten() -> None:
 
     telemetry, stream = Telemetry(), Stream()
     telemetry.live.begin(stream)
-    telemetry.live.end(stream, is_kept=True)
+    telemetry.live.end(stream, stream)
     telemetry.meters.counter("millrace_spans_dropped_total").inc()
     assert (telemetry.slo.ttft_s, telemetry.slo.tpot_s, telemetry.slo.max_gap_s) == (2.0, 0.1, 2.0)

@@ -35,10 +35,10 @@ def test_a_stream_is_in_flight_until_it_ends_and_then_one_of_the_last() -> None:
     one, two, three = streams = [Stream(name) for name in ("one", "two", "three")]
     for stream in streams:
         table.begin(stream)
-    table.end(two, is_kept=True)
-    table.end(one, is_kept=True)
+    table.end(two, two)
+    table.end(one, one)
     assert ids(table) == (["three"], ["one", "two"])
-    table.end(three, is_kept=False)
+    table.end(three, None)
     assert ids(table) == ([], ["one", "two"])
 
 
@@ -49,7 +49,7 @@ def test_of_a_stream_that_has_ended_it_is_told_when() -> None:
     for name in ("one", "two"):
         stream = Stream(name)
         table.begin(stream)
-        table.end(stream, is_kept=True)
+        table.end(stream, stream)
     assert list(table.shown()["recent"]) == [{"id": "two", "ended_at_s": 2.0}, {"id": "one", "ended_at_s": 1.5}]
 
 
@@ -60,7 +60,7 @@ def test_a_model_that_is_called_like_a_key_is_not_shown() -> None:
     table.begin(Stream(f"openai/{key}"))
     stream = Stream(key)
     table.begin(stream)
-    table.end(stream, is_kept=True)
+    table.end(stream, stream)
     assert ids(table) == (["openai/[redacted]"], ["[redacted]"])
 
 
@@ -70,22 +70,23 @@ def test_only_so_many_of_the_last_are_remembered() -> None:
     for number in range(200):
         stream = Stream(str(number))
         table.begin(stream)
-        table.end(stream, is_kept=True)
+        table.end(stream, stream)
     assert ids(table) == ([], [str(number) for number in range(199, 199 - KEPT_COUNT, -1)])
     few = LiveTable(kept_count=0)
     few.begin(stream)
-    few.end(stream, is_kept=True)
+    few.end(stream, stream)
     assert ids(few) == ([], [])
 
 
 def test_a_stream_pays_nothing_until_somebody_looks() -> None:
-    """Once at its end, so that nothing else of it need be kept."""
+    """Neither while it lives nor when it ends."""
     table, stream = LiveTable(), Stream("one")
     table.begin(stream)
     assert stream.asked_count == 0
     table.shown()
     assert stream.asked_count == 1
-    table.end(stream, is_kept=True)
+    table.end(stream, stream)
+    assert stream.asked_count == 1
     table.shown()
     assert stream.asked_count == 2
 
@@ -95,7 +96,7 @@ def test_whatever_is_in_flight_when_the_gateway_stops_is_told_so() -> None:
     table = LiveTable()
     ended, before, behind = Stream("ended"), Stream("before"), Stream("behind")
     table.begin(ended)
-    table.end(ended, is_kept=True)
+    table.end(ended, ended)
     table.begin(before)
     table.drain()
     table.begin(behind)
