@@ -74,7 +74,12 @@ class Trace:
     __slots__ = ("flags", "propagates", "span_id", "trace_id", "tracestate")
 
     def __init__(
-        self, trace_id: str, span_id: str, flags: int | None, tracestate: str | None, *, propagates: bool
+        self,
+        trace_id: str,
+        span_id: str,
+        flags: int | None,
+        tracestate: str | None,
+        propagates: bool,  # noqa: FBT001, a keyword would cost as much as all the rest
     ) -> None:
         self.trace_id = trace_id
         self.span_id = span_id

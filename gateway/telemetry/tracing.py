@@ -83,9 +83,9 @@ class Tracer:
         if caller is not None:
             if exporter is not None and caller.flags & SAMPLED:
                 return RecordedTrace(call, caller.trace_id, caller, exporter, propagates=propagates)
-            return Trace(*caller, call.headers.get("tracestate"), propagates=propagates)
+            return Trace(*caller, call.headers.get("tracestate"), propagates)
         ids = new_id(24)
         trace_id, span_id = ids[:32], ids[32:]
         if exporter is not None and int(trace_id[16:], 16) < self._bound:
             return RecordedTrace(call, trace_id, None, exporter, propagates=propagates)
-        return Trace(trace_id, span_id, None if exporter is None else 0, None, propagates=propagates)
+        return Trace(trace_id, span_id, None if exporter is None else 0, None, propagates)
