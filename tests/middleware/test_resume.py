@@ -49,7 +49,7 @@ from tests.middleware.scripted_endpoint import ANSWER, START, Recorder, Scripted
 pytestmark = pytest.mark.usefixtures("idle_clock")
 
 A, B = Target("openai", "gpt"), Target("anthropic", "claude")
-CALL = Call(request_id="t")
+CALL = Call(request_id="t", stream=True)
 TEXT = "The mill stands by the river, and its wheel has turned for three hundred years."
 QUESTION = Message(role="user", parts=(TextPart("Tell me of the mill."),))
 FIRST, LAST = TEXT[:60], TEXT[60:]
@@ -86,7 +86,7 @@ def not_found() -> StreamInterrupted:
 def make_call(policy: Any = "continue", targets: tuple[Target, ...] = (A,), **more: Any) -> Call:
     """Return a call of a route with this policy."""
     route = Route(name="chat", targets=targets, on_interrupt=policy)
-    return Call(request_id="t", route=route, **{"target": A, "messages": (QUESTION,), **more})
+    return Call(request_id="t", route=route, **{"target": A, "messages": (QUESTION,), "stream": True, **more})
 
 
 class Spent(Budgets):
@@ -836,9 +836,6 @@ async def test_a_planned_end_is_gone_on_with_whatever_the_route_says() -> None:
     assert ways(endpoint) == [(1, None), (2, "exact")]
 
 
-# --- what is left
-
-
 ENDS: dict[str, Callable[[], list[Step]]] = {
     "whole": lambda: [ANSWER],
     "retried": lambda: [[UpstreamFailed("broken", retry_after_s=0.0)], ANSWER],
@@ -850,8 +847,64 @@ ENDS: dict[str, Callable[[], list[Step]]] = {
 """How a call may end; the errors are made anew, since who keeps one keeps what it has come through."""
 
 
+# --- an answer that is asked for whole
+
+TOOLS: list[Event] = [ToolCallStarted(0, "t1", "look"), ToolCallDelta(0, '{"a": 1}')]
+WHOLE: list[Event] = [*BEGUN, TextDelta(LAST), *FINISH]
+ATTEMPTS: dict[str, Callable[[], list[Step]]] = {
+    **ENDS,
+    "in one piece": lambda: [[WHOLE]],
+    "in a piece that comes twice": lambda: [[WHOLE, WHOLE]],
+    "begun twice in one piece": lambda: [[[START, *WHOLE]]],
+    "an empty piece first": lambda: [[[], WHOLE]],
+    "of tools": lambda: [[[START, *TOOLS, *FINISH]]],
+    "of tools of several choices": lambda: [
+        [[START, *TOOLS, ToolCallStarted(0, "t2", "look", index=1), ChoiceFinished("stop", index=1), *FINISH]]
+    ],
+    "of tools behind a piece": lambda: [[BEGUN, TOOLS, FINISH]],
+    "of tools without an end": lambda: [[[START, *TOOLS]]],
+    "of tools that are cut": lambda: [[[START, *TOOLS], cut(retry_after_s=0.0)], [WHOLE]],
+    "cut behind its end": lambda: [[WHOLE, cut(retry_after_s=0.0)]],
+    "cut within": lambda: [[BEGUN, cut(retry_after_s=0.0)], REST],
+    "cut twice": lambda: [[BEGUN, cut(retry_after_s=0.0)], [cut(retry_after_s=0.0)], REST],
+    "only begun": lambda: [[[START], UpstreamFailed("broken", retry_after_s=0.0)], [WHOLE]],
+    "not begun": lambda: [[cut(retry_after_s=0.0)], [WHOLE]],
+    "given up": lambda: [[BEGUN, cut(retryable=False)]],
+}
+
+
+@pytest.mark.parametrize("attempts", ATTEMPTS)
+async def test_an_answer_that_is_asked_for_whole_is_relayed_as_a_stream_is(attempts: str) -> None:
+    """In the same batches, by the same attempts, and with the same end."""
+
+    async def see(call: Call) -> tuple[object, ...]:
+        batches: list[list[Event]] = []
+        endpoint = ScriptedEndpoint(*ATTEMPTS[attempts]())
+        end: tuple[object, ...] = ()
+        try:
+            await Resume()(call, lambda events: batches.append([*events]), endpoint)
+        except UpstreamError as error:
+            delivered = error.delivered
+            text = delivered.choice().text if delivered else None
+            end = (error.message, error.code, error.was_sent, text, delivered.usage if delivered else None)
+        return batches, ways(endpoint), end
+
+    assert await see(make_call(stream=False)) == await see(make_call(stream=True))
+
+
+async def test_an_answer_that_comes_in_one_piece_is_not_looked_at() -> None:
+    """It is handed on as it is."""
+    sent: list[Sequence[Event]] = []
+    await Resume()(make_call(stream=False), sent.append, ScriptedEndpoint([WHOLE]))
+    assert sent[0] is WHOLE
+
+
+# --- what is left
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("end", ENDS)
-async def test_nothing_of_a_call_is_left_when_it_has_ended(end: str) -> None:
+async def test_nothing_of_a_call_is_left_when_it_has_ended(end: str, *, stream: bool) -> None:
     """Neither its client nor its answer waits for the collector of cycles, however it ended."""
     client, number = Heard(), count()
     ref = weakref.ref(client)
@@ -865,7 +918,7 @@ async def test_nothing_of_a_call_is_left_when_it_has_ended(end: str) -> None:
     gc.disable()
     try:
         with suppress(UpstreamError):
-            await resume(make_call(), client.send, endpoint)
+            await resume(make_call(stream=stream), client.send, endpoint)
         del client
         assert ref() is None
     finally:
