@@ -12,7 +12,6 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import fields
-from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from ipaddress import ip_address
@@ -24,9 +23,11 @@ from aiohttp import web
 from gateway import __version__
 from gateway.admin import Admin
 from gateway.config import Config, MiddlewareConfig, ModelConfig, ProviderConfig, build_options
+from gateway.connection import FAULTS as CONNECTION_FAULTS
 from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
-from gateway.core.meters import Meters
+from gateway.core.kept import Kept
+from gateway.core.meters import Counter, Meters
 from gateway.core.progress import Slo
 from gateway.exchange import FAULTS
 from gateway.guard import LAST_REQUEST_S, ConnectionGuard, Gate, Handler, OriginRule
@@ -98,6 +99,8 @@ class Gateway:
         """Make all that requests need, and open what providers need."""
         if FAULTS:
             log.warning("exchange.public", faults=list(FAULTS))
+        if CONNECTION_FAULTS:
+            log.warning("connection.public", faults=list(CONNECTION_FAULTS))
         seed(self._telemetry.meters, model_pairs(self.config), worker=str(self._slot))
         session, fresh = make_session(), make_session(keeps_connections=False)
         self._open.push_async_callback(session.close)
@@ -110,7 +113,7 @@ class Gateway:
         guard = self._guard = ConnectionGuard(header_timeout_s=options.header_timeout_s)
         self._open.callback(guard.close)
         rule = OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins))
-        gate = Gate(rule, guard, partial(_count_answer, self._telemetry.meters))
+        gate = Gate(rule, guard, counter_of_answers(self._telemetry.meters))
         upstream = Upstream(providers, session, fresh, meters=self._telemetry.meters)
         server = self._server = self._make_server(upstream, tracer, gate)
         await self._speak_http(server, gate)
@@ -263,8 +266,16 @@ def call_paths(server: Server) -> dict[str, tuple[str, Handler]]:
     }
 
 
-def _count_answer(meters: Meters, route: str, status: int) -> None:
-    meters.counter("millrace_http_responses_total", route, str(status)).inc()
+def counter_of_answers(meters: Meters) -> Callable[[str, int], None]:
+    """Return what counts the status of an answer; routes and statuses are few."""
+    counters: Kept[tuple[str, int], Counter] = Kept(
+        lambda key: meters.counter("millrace_http_responses_total", key[0], str(key[1]))
+    )
+
+    def count(route: str, status: int) -> None:
+        counters[route, status].inc()
+
+    return count
 
 
 def make_telemetry(config: Config, slab: Slab, live: LiveTable, samples: list[Callable[[], None]]) -> Telemetry:

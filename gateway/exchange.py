@@ -1,6 +1,6 @@
 """One exchange with a provider: a request is written, the head of its answer awaited, its body handed on.
 
-This file reaches below aiohttp's public surface, and is the only one that does. What it keeps of aiohttp is its
+This file reaches below aiohttp's public surface, as only ``connection.py`` does beside it. What it keeps of it is its
 connector (names, happy eyeballs, TLS, the pool), and its parser in C and its reader for every answer that is not plain.
 What it leaves out is what serves a browser more than a gateway: a request object, a writer and a response for every
 call, tracing, timers, cookies, redirects.

@@ -26,7 +26,9 @@ from functools import partial
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
+from multidict import istr
 
+from gateway.connection import Connection
 from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout
 from gateway.core.meters import OTHER
 from gateway.dialects import DIALECTS
@@ -55,6 +57,8 @@ _TIMED_OUT = (
     b"content-length: %d\r\n\r\n%b" % (len(_TIMED_OUT_BODY), _TIMED_OUT_BODY)
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_EXPECT, _X_REQUEST_ID = istr("expect"), istr("x-request-id")
+"""Names of headers that are looked for in every request: like this they are compared without making them small."""
 
 
 class ConnectionGuard:
@@ -67,8 +71,6 @@ class ConnectionGuard:
     def __init__(self, *, header_timeout_s: float) -> None:
         self._header_timeout_s = header_timeout_s
         self._loop = asyncio.get_running_loop()
-        self._due_at_s: dict[web.RequestHandler, float] = {}
-        self._resting: set[web.RequestHandler] = set()
         self._connections: set[_Connection] = set()
         self._give_away: Callable[[int], None] | None = None
         self._is_leaving = False
@@ -81,38 +83,19 @@ class ConnectionGuard:
         """
         return partial(_Connection, server, self, is_adopted=is_adopted)
 
-    def begin_connection(self, connection: _Connection, *, is_resting: bool) -> None:
-        """A connection is there."""
+    def begin_connection(self, connection: _Connection) -> None:
+        """A connection is there; one that rests is not expected to ask yet."""
         self._connections.add(connection)
-        if is_resting:
-            self._resting.add(connection)
-        else:
+        if not connection.may_rest:
             self.expect(connection)
 
-    def expect(self, connection: web.RequestHandler) -> None:
+    def expect(self, connection: _Connection) -> None:
         """A request is to arrive now."""
-        self._due_at_s[connection] = self._loop.time() + self._header_timeout_s
+        connection.may_rest = False
+        connection.due_at_s = self._loop.time() + self._header_timeout_s
 
-    def note_data(self, connection: web.RequestHandler) -> None:
-        """Bytes have come; behind an answered request they are the next one's first."""
-        if connection in self._resting:
-            self._resting.discard(connection)
-            self.expect(connection)
-
-    def begin(self, request: web.Request) -> None:
-        """The headers of a request are complete."""
-        self._due_at_s.pop(request.protocol, None)
-        self._resting.discard(request.protocol)
-
-    def end(self, request: web.Request) -> None:
-        """A request is answered; the next one may take its time to begin, but not to arrive."""
-        if request.transport is not None:
-            self._resting.add(request.protocol)
-
-    def forget(self, connection: web.RequestHandler) -> None:
+    def forget(self, connection: _Connection) -> None:
         """A connection is gone."""
-        self._due_at_s.pop(connection, None)
-        self._resting.discard(connection)
         self._connections.discard(connection)
 
     @property
@@ -162,28 +145,28 @@ class ConnectionGuard:
 
     def _sweep(self) -> None:
         now_s = self._loop.time()
-        for protocol, due_at_s in list(self._due_at_s.items()):
-            if due_at_s <= now_s:
-                del self._due_at_s[protocol]
-                _time_out(protocol.transport)
+        for connection in list(self._connections):
+            if connection.due_at_s is not None and connection.due_at_s <= now_s:
+                connection.due_at_s = None
+                _time_out(connection.transport)
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
 
-class _Connection(web.RequestHandler):
-    """aiohttp's connection, under a guard."""
+class _Connection(Connection):
+    """A connection under a guard.
 
-    __slots__ = ("_guard", "_has_begun_request", "_is_adopted", "has_answered")
+    ``due_at_s`` is when the head of a request must be there, if one is awaited; a connection that ``may_rest`` has all
+    the time to begin one.
+    """
+
+    __slots__ = ("_guard", "_has_begun_request", "due_at_s", "has_answered", "may_rest")
 
     def __init__(self, server: web.Server, guard: ConnectionGuard, *, is_adopted: bool) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=KEEP_ALIVE_S,
-            access_log=None,  # type: ignore[arg-type]  # aiohttp means it: no logger is made for the connection
-        )
+        super().__init__(server, loop=asyncio.get_running_loop(), keepalive_timeout=KEEP_ALIVE_S, access_log=None)
         self._guard = guard
-        self._is_adopted = is_adopted
         self._has_begun_request = False
+        self.due_at_s: float | None = None
+        self.may_rest = is_adopted
         self.has_answered = True
         """Whether the answer to the last request is written, or there has been none."""
 
@@ -196,7 +179,7 @@ class _Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._guard.begin_connection(self, is_resting=self._is_adopted)
+        self._guard.begin_connection(self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             with suppress(OSError, AttributeError):
@@ -206,12 +189,14 @@ class _Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         request, count = self._current_request, self._request_count
         is_between = request is None or request.content.is_eof()
-        self._guard.note_data(self)
         super().data_received(data)
         if self._request_count > count:
-            self._has_begun_request = self.has_answered = False
+            self._has_begun_request = self.has_answered = self.may_rest = False
+            self.due_at_s = None
         elif data and is_between:  # aiohttp calls it without any when it reads on
             self._has_begun_request = True
+            if self.may_rest:  # behind an answered request they are the next one's first
+                self._guard.expect(self)
 
     def log_access(
         self,
@@ -221,6 +206,7 @@ class _Connection(web.RequestHandler):
     ) -> None:
         """Note that an answer is written; if it was the last one here, nothing more is read that might be a request."""
         self.has_answered = True
+        self.may_rest = not self._messages
         if self._guard.is_leaving and not self._guard.closes:
             if self.transport is not None and not self._messages and not self._has_begun_request:
                 self.transport.pause_reading()
@@ -310,7 +296,8 @@ class Gate:
     def __init__(self, rule: OriginRule, guard: ConnectionGuard, note: Callable[[str, int], None]) -> None:
         self._rule = rule
         self._guard = guard
-        self._note = note
+        self.count = note
+        """An answer has got its status."""
 
     def before(self, application: Handler, calls: Mapping[str, tuple[str, Handler]]) -> Handler:
         """Return what handles all requests: ``calls``, by the paths they are posted to, and the rest ``application``.
@@ -318,38 +305,45 @@ class Gate:
         It gets a call too that is not the usual one: under another spelling, or that waits for a word before its body.
         """
 
-        async def handle(request: web.Request) -> web.StreamResponse:
-            found = calls.get(request.path) if request.method == "POST" else None
-            if found is None or "expect" in request.headers:
-                return await application(request)
-            endpoint, handler = found
-            response = await self.handle(request, handler)
-            if not isinstance(response, Reply):
-                self._head(request, response)
-                self.count(endpoint, response.status)
-            return response
+        def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
+            found = (calls.get(request.raw_path) or calls.get(request.path)) if request.method == "POST" else None
+            if found is None or _EXPECT in request.headers:
+                return application(request)
+            return self._call(request, *found)
 
         return handle
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Let ``handler`` answer, unless the caller may not call; an error becomes an error body."""
-        self._guard.begin(request)
         request[REQUEST_ID] = _request_id(request)
         try:
-            if self._rule.is_open:
-                self._rule.check(request.host, request.headers.get("origin"))
+            self._check(request)
             response = _preflight(self._rule, request) or await handler(request)
-        except GatewayError as error:
-            response = error_response(error, request[REQUEST_ID])
-        except web.HTTPException as error:
-            response = error_response(_as_error(error, request), request[REQUEST_ID])
-            response.headers.update({name: value for name, value in error.headers.items() if name == "Allow"})
-        finally:
-            self._guard.end(request)
+        except (GatewayError, web.HTTPException) as error:
+            response = _told(error, request)
         if self._guard.closes:
             response.force_close()
         return response
+
+    async def _call(self, request: web.Request, endpoint: str, handler: Handler) -> web.StreamResponse:
+        """Do the same for a call, and what ``sign`` does."""
+        request[REQUEST_ID] = _request_id(request)
+        try:
+            self._check(request)
+            response = await handler(request)
+        except (GatewayError, web.HTTPException) as error:
+            response = _told(error, request)
+        if type(response) is not Reply:
+            self._head(request, response)
+            self.count(endpoint, response.status)
+        elif self._guard.closes:
+            response.force_close()
+        return response
+
+    def _check(self, request: web.Request) -> None:
+        if self._rule.is_open:
+            self._rule.check(request.host, request.headers.get("origin"))
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give a response its request id, and a browser its permission, before its headers are written; count it."""
@@ -364,10 +358,6 @@ class Gate:
         if self._guard.closes:
             fields["connection"] = "close"
         return fields
-
-    def count(self, endpoint: str, status: int) -> None:
-        """An answer has got its status."""
-        self._note(endpoint, status)
 
     def _head(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         response.headers.update(self.heading(request))
@@ -387,6 +377,15 @@ def _preflight(rule: OriginRule, request: web.Request) -> web.Response | None:
     return web.Response(status=204, headers=allowed)
 
 
+def _told(error: GatewayError | web.HTTPException, request: web.Request) -> web.Response:
+    """Return the answer that tells an error."""
+    if isinstance(error, GatewayError):
+        return error_response(error, request[REQUEST_ID])
+    response = error_response(_as_error(error, request), request[REQUEST_ID])
+    response.headers.update({name: value for name, value in error.headers.items() if name == "Allow"})
+    return response
+
+
 def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
     if error.status == 404:
         return ClientError("this path does not exist", code="not_found", status_code=404)
@@ -397,7 +396,7 @@ def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
 
 def _request_id(request: web.Request) -> str:
     """Return the caller's own request id if it is a sane one, else a new one."""
-    given = request.headers.get("x-request-id")
+    given = request.headers.get(_X_REQUEST_ID)
     return given if given and _REQUEST_ID.fullmatch(given) else _new_request_id()
 
 

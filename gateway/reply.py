@@ -37,14 +37,18 @@ class Port(Protocol):
 class Reply(web.StreamResponse):
     """A good answer: with a ``body``, or one that whoever asks for its ``head`` writes himself, chunk by chunk.
 
-    Names of headers are in lower case.
+    Names of headers are in lower case. ``lines`` are more of them, written out by ``header_lines``: those that are the
+    same in all answers of a kind.
     """
 
-    def __init__(self, port: Port, endpoint: str, headers: Mapping[str, str], body: bytes | None = None) -> None:
+    def __init__(
+        self, port: Port, endpoint: str, headers: Mapping[str, str], body: bytes | None = None, *, lines: str = ""
+    ) -> None:
         super().__init__()
         self._port = port
         self._endpoint = endpoint
         self._fields = headers
+        self._lines = lines
         self._whole = body
         self._writer: AbstractStreamWriter | None = None
         self._keeps_alive = True
@@ -73,16 +77,25 @@ class Reply(web.StreamResponse):
             fields["connection"] = "close"
         elif version < (1, 1):
             fields["connection"] = "keep-alive"
-        _check("".join(fields.values()))
+        lines = header_lines(fields)
         self._port.count(self._endpoint, 200)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-        body = "transfer-encoding: chunked" if self._whole is None else f"content-length: {len(self._whole)}"
-        return f"HTTP/{version[0]}.{version[1]} 200 OK\r\n{lines}date: {_date()}\r\n{body}\r\n\r\n".encode()
+        size = "transfer-encoding: chunked" if self._whole is None else f"content-length: {len(self._whole)}"
+        status = f"HTTP/{version[0]}.{version[1]} 200 OK"
+        return f"{status}\r\n{self._lines}{lines}date: {_date()}\r\n{size}\r\n\r\n".encode()
 
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+    def write_to(self, request: web.BaseRequest) -> None:
         """Write the answer, unless it has been; raises ``ConnectionError`` when the client has left."""
         if self._writer is None:
-            await request.writer.write(self.head(request) + (self._whole or b""))
+            data = self.head(request) + (self._whole or b"")
+            request.writer.output_size += len(data)  # by which aiohttp knows that no other answer can be sent
+            transport = request.transport
+            if transport is None or transport.is_closing():
+                raise ConnectionResetError("the client has left")
+            transport.write(data)
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        """Do the same, when aiohttp asks for it."""
+        self.write_to(request)
         return self._writer
 
     async def write_eof(self, data: bytes = b"") -> None:  # noqa: ARG002, the signature of aiohttp's
@@ -94,10 +107,12 @@ class Reply(web.StreamResponse):
             await self._writer.drain()
 
 
-def _check(values: str) -> None:
-    """Raise ``ValueError`` for values that cannot stand in a head: what would end a line, or is no text."""
+def header_lines(headers: Mapping[str, str]) -> str:
+    """Return headers as they stand in a head; raises ``ValueError`` for what would end a line, or is no text."""
+    values = "".join(headers.values())
     if not values.isprintable() and _NOT_IN_HEADERS.search(values):
         raise ValueError("a control character is not for a header")
+    return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
 
 _dated: tuple[int, str] = (0, "")

@@ -14,11 +14,14 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 from aiohttp import web
 from msgspec.structs import replace
+from multidict import istr
 
+from gateway.connection import whole_body
 from gateway.core.call import Call, Flow, Route
 from gateway.core.errors import (
     ClientError,
@@ -39,7 +42,7 @@ from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
 from gateway.logs import bound_ids
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
-from gateway.reply import Port, Reply
+from gateway.reply import Port, Reply, header_lines
 from gateway.stream import ClientStream
 
 log = structlog.get_logger()
@@ -49,10 +52,15 @@ END_TIMEOUT_S = 2.0
 
 REQUEST_ID = web.RequestKey("request_id", str)
 
-FORWARDED_HEADERS = frozenset(
-    {"anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta", "traceparent", "tracestate"}
+FORWARDED_HEADERS = tuple(
+    (name, istr(name))  # which is found without being made small
+    for name in (
+        *("anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta", "traceparent", "tracestate"),
+    )
 )
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
+_WHOLE_LINES = header_lines({"content-type": "application/json"})
+_AUTHORIZATION = istr("authorization")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +70,22 @@ class ServerOptions:
     heartbeat_s: float = 15.0
     body_timeout_s: float = 30.0
     write_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What calls to one path have in common: its name, its dialect's name and the dialect, and lines of each head."""
+
+    endpoint: str
+    name: str
+    dialect: Dialect
+    stream_lines: str
+
+    @classmethod
+    def of(cls, endpoint: str, name: str) -> _Way:
+        """Return the way to an endpoint that speaks a dialect."""
+        dialect = DIALECTS[name]
+        return cls(endpoint, name, dialect, header_lines({"content-type": dialect.content_type, **_STREAM_HEADERS}))
 
 
 class Server:
@@ -95,8 +119,13 @@ class Server:
         self._ledger = ledger
         self._tracer = tracer
         self._started_unix_s = int(time.time())
-        self._live: set[asyncio.Task[object]] = set()
+        self._live: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[None] | None = None
         self._streams: set[ClientStream] = set()
+        self.chat_completions = partial(self._serve, _Way.of("chat_completions", "openai_chat"))
+        """``POST /v1/chat/completions``."""
+        self.chat_stream = partial(self._serve, _Way.of("chat_stream", "plain_text"))
+        """``POST /api/chat/stream``."""
 
     @property
     def buffered_bytes(self) -> int:
@@ -104,14 +133,6 @@ class Server:
         return sum(stream.buffered_bytes for stream in self._streams)
 
     # --- endpoints
-
-    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
-        """``POST /v1/chat/completions``."""
-        return await self._serve(request, "chat_completions", "openai_chat")
-
-    async def chat_stream(self, request: web.Request) -> web.StreamResponse:
-        """``POST /api/chat/stream``."""
-        return await self._serve(request, "chat_stream", "plain_text")
 
     async def list_models(self, request: web.Request) -> web.StreamResponse:
         """``GET /v1/models``."""
@@ -139,35 +160,40 @@ class Server:
 
         Cancelled while it waits, it ends them at once.
         """
-        loop = asyncio.get_running_loop()
-        due_at_s = loop.time() + timeout_s
         try:
-            while self._live and (left_s := due_at_s - loop.time()) > 0:  # some may begin while others end
-                await asyncio.wait(self._live, timeout=left_s)
+            await self._wait_until_ended(timeout_s)
         finally:
             for task in self._live:
                 task.cancel(DRAINED)
-            if self._live:
-                await asyncio.wait(self._live, timeout=END_TIMEOUT_S)
+            await self._wait_until_ended(END_TIMEOUT_S)
+
+    async def _wait_until_ended(self, timeout_s: float) -> None:
+        """Wait until no call is live; some may begin while others end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while self._live:
+                    self._ended = asyncio.get_running_loop().create_future()
+                    await self._ended
 
     # --- a call
 
-    async def _serve(self, request: web.Request, endpoint: str, name: str) -> web.StreamResponse:
+    async def _serve(self, way: _Way, request: web.Request) -> web.StreamResponse:
         """Handle a call, and be known as live meanwhile."""
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101, a handler runs in a task
+        task = request.task
         self._live.add(task)
         try:
-            return await self._handle(request, endpoint, name)
+            return await self._handle(way, request)
         finally:
             self._live.discard(task)
+            if self._ended is not None and not self._live and not self._ended.done():
+                self._ended.set_result(None)
 
-    async def _handle(self, request: web.Request, endpoint: str, name: str) -> web.StreamResponse:
-        dialect = DIALECTS[name]
+    async def _handle(self, way: _Way, request: web.Request) -> web.StreamResponse:
+        dialect = way.dialect
         call = Call(
             request_id=request[REQUEST_ID],
-            endpoint=endpoint,
-            dialect=name,
+            endpoint=way.endpoint,
+            dialect=way.name,
             model=self._default_model,
             credential=_credential(request),
             headers=_forwarded(request),
@@ -184,8 +210,8 @@ class Server:
         with bound_ids(request_id=call.request_id, **trace.log_fields):
             try:
                 if call.stream:
-                    return await self._stream(request, call, trace, dialect, pipeline)
-                return await self._answer(_traced(call, trace), dialect, pipeline)
+                    return await self._stream(request, call, trace, way, pipeline)
+                return await self._answer(request, _traced(call, trace), dialect, pipeline)
             except GatewayError as error:
                 response = error_response(error, call.request_id, dialect)
             response.headers.update(_trace_headers(trace))
@@ -194,52 +220,57 @@ class Server:
     async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
         """Read the body into the call; a caller without a key is refused before a byte of it is read."""
         self._authenticate(call.credential)
-        call = dialect.parse(await self._body(request), call)
+        body = self._whole_body(request)
+        call = dialect.parse(await self._body(request) if body is None else body, call)
         if call.stream and request.version < (1, 1):
             raise ClientError("streaming needs HTTP/1.1: without chunks a cut could not be told", status_code=505)
         return replace(call, received_at_s=time.monotonic(), route=self._route(call.model))
 
+    def _whole_body(self, request: web.Request) -> bytes | None:
+        """Return the body where nothing has to wait for it, which is there for most requests."""
+        body = whole_body(request.content)
+        if body is not None and len(body) > request.client_max_size:
+            raise _too_large(request)
+        return body
+
     async def _body(self, request: web.Request) -> bytes:
-        """Return the body. That of most requests is there already, and nothing has to wait for it."""
-        limit_bytes, content = request.client_max_size, request.content
+        """Wait for the body."""
         try:
-            if (request.content_length or 0) > limit_bytes:
-                raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
-            if content.is_eof():
-                body = content.read_nowait()
-                while not content.at_eof():
-                    body += content.read_nowait()
-                if len(body) > limit_bytes:
-                    raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes")
-                return body
+            if (request.content_length or 0) > request.client_max_size:
+                raise _too_large(request)
             async with asyncio.timeout(self._options.body_timeout_s):
                 return await request.read()
         except web.HTTPRequestEntityTooLarge as error:
-            raise RequestTooLarge(f"the body is larger than {limit_bytes} bytes") from error
+            raise _too_large(request) from error
         except TimeoutError as error:
             raise RequestTimeout(f"the body did not arrive within {self._options.body_timeout_s:g} s") from error
         except (OSError, web.RequestPayloadError) as error:
             raise ClientError("the body broke off or is not what its headers say") from error
 
-    async def _answer(self, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
+    async def _answer(self, request: web.Request, call: Call, dialect: Dialect, pipeline: Next) -> web.StreamResponse:
         """Collect a whole answer and send it."""
         events: list[Event] = []
         try:
             await _guarded(pipeline(call, events.extend), call)
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):
-                raise _stopping() from error
+                raise _stopping_at(request) from error
             raise
-        started = next((event for event in events if type(event) is StreamStarted), None)
-        headers = {"content-type": "application/json", **_target_headers(started), **_trace_headers(call.trace)}
-        return Reply(self._port, call.endpoint, headers, dialect.answer(call, events))
+        for event in events:
+            if type(event) is StreamStarted:
+                headers = _target_headers(event)
+                break
+        else:
+            headers = {}
+        if told := call.trace.told_client:
+            headers["traceparent"] = told
+        return Reply(self._port, call.endpoint, headers, dialect.answer(call, events), lines=_WHOLE_LINES)
 
     async def _stream(
-        self, request: web.Request, call: Call, trace: Trace, dialect: Dialect, pipeline: Next
+        self, request: web.Request, call: Call, trace: Trace, way: _Way, pipeline: Next
     ) -> web.StreamResponse:
         """Run the pipeline into the client's socket: when the client leaves, aiohttp cancels it at once."""
-        headers = {"content-type": dialect.content_type, **_STREAM_HEADERS, **_trace_headers(trace)}
-        reply = Reply(self._port, call.endpoint, headers)
+        reply = Reply(self._port, call.endpoint, _trace_headers(trace), lines=way.stream_lines)
 
         def begin(started: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
             transport = request.transport
@@ -251,7 +282,7 @@ class Server:
 
         options = self._options
         stream = ClientStream(
-            dialect.encoder(call), begin, heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
+            way.dialect.encoder(call), begin, heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
         )
         self._streams.add(stream)
         try:
@@ -262,7 +293,7 @@ class Server:
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):  # it is not the client who has left
                 if not stream.is_committed:
-                    raise _stopping() from error
+                    raise _stopping_at(request) from error
                 await stream.fail(_stopping())
             raise
         except GatewayError as error:
@@ -278,6 +309,16 @@ class Server:
 
 def _stopping() -> GatewayStopping:
     return GatewayStopping("the gateway is stopping before the answer is complete")
+
+
+def _stopping_at(request: web.Request) -> GatewayStopping:
+    """Return the same for a request that is answered with it: its task lives on, as if it had not been cancelled."""
+    request.task.uncancel()
+    return _stopping()
+
+
+def _too_large(request: web.Request) -> RequestTooLarge:
+    return RequestTooLarge(f"the body is larger than {request.client_max_size} bytes")
 
 
 async def _guarded(work: Awaitable[None], call: Call) -> None:
@@ -335,12 +376,12 @@ def error_response(error: GatewayError, request_id: str, dialect: Dialect = DIAL
 
 def _forwarded(request: web.Request) -> Mapping[str, str]:
     get = request.headers.get
-    return {name: value for name in FORWARDED_HEADERS if (value := get(name))}
+    return {name: value for name, sought in FORWARDED_HEADERS if (value := get(sought))}
 
 
 def _credential(request: web.Request) -> str | None:
     """Return the client's key, in whichever of the three forms it came."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    scheme, _, key = request.headers.get(_AUTHORIZATION, "").partition(" ")
     if scheme.lower() == "bearer" and key.strip():
         return key.strip()
     return request.headers.get("x-api-key") or request.headers.get("x-goog-api-key") or None

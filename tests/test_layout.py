@@ -44,6 +44,7 @@ NETWORK = {
     "gateway/admin.py",
     "gateway/admin_gate.py",
     "gateway/app.py",
+    "gateway/connection.py",
     "gateway/guard.py",
     "gateway/live_feed.py",
     "gateway/page/__init__.py",
@@ -184,11 +185,12 @@ LAYERS = (
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
     (
         "gateway/config.py",
-        "gateway/watch.py",
+        "gateway/connection.py",
         "gateway/plain_answer.py",
         "gateway/exchange.py",
         "gateway/reply.py",
         "gateway/stream.py",
+        "gateway/watch.py",
     ),
     (
         "gateway/process/__init__.py",

@@ -374,9 +374,11 @@ async def test_an_aiohttp_that_is_not_as_expected_is_told_of(
 ) -> None:
     """Everything goes on, only slower: somebody should know why."""
     monkeypatch.setattr("gateway.app.FAULTS", ("BaseConnector._get",))
+    monkeypatch.setattr("gateway.app.CONNECTION_FAULTS", ("RequestHandler.start",))
     with capture_logs() as logs:
         await make_gateway("openai")
     assert [line["faults"] for line in logs if line["event"] == "exchange.public"] == [["BaseConnector._get"]]
+    assert [line["faults"] for line in logs if line["event"] == "connection.public"] == [["RequestHandler.start"]]
 
 
 async def test_the_admin_port_says_alive_and_ready(make_gateway: MakeGateway) -> None:

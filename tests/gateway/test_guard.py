@@ -95,7 +95,7 @@ async def test_connections_that_are_gone_are_not_remembered(make_gateway: MakeGa
         await asyncio.sleep(0.05)
     guards = [found for found in gc.get_objects() if isinstance(found, ConnectionGuard)]
     assert guards
-    await eventually(lambda: all(not guard._due_at_s and not guard._resting for guard in guards))
+    await eventually(lambda: not any(guard._connections for guard in guards))
 
 
 async def test_a_peer_that_died_silently_is_given_up_by_the_kernel() -> None:

@@ -65,18 +65,30 @@ async def test_an_answer_has_its_own_headers_and_those_of_its_port() -> None:
     assert port.counted == [("chat", 200)]
 
 
-async def test_an_answer_is_one_write() -> None:
+class Spy:
+    """A transport that notes what is written to it."""
+
+    def __init__(self, transport: asyncio.Transport | None, written: list[bytes]) -> None:
+        assert transport is not None
+        self._transport = transport
+        self._written = written
+
+    def is_closing(self) -> bool:
+        """Return what the transport does."""
+        return self._transport.is_closing()
+
+    def write(self, data: bytes) -> None:
+        """Note, and write."""
+        self._written.append(data)
+        self._transport.write(data)
+
+
+async def test_an_answer_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its head and its body come in one packet, and cost one system call."""
     written: list[bytes] = []
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        transport, write = request.writer, request.writer.write
-
-        async def note(chunk: bytes) -> None:
-            written.append(chunk)
-            await write(chunk)
-
-        transport.write = note  # type: ignore[method-assign, assignment]  # a spy on what is called
+        monkeypatch.setattr(type(request), "transport", Spy(request.transport, written))
         return Reply(OnePort(), "chat", {}, b"body")
 
     async with serving(handle) as url:
