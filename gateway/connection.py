@@ -134,7 +134,7 @@ class Connection(web.RequestHandler):
             return await super().finish_response(request, resp, start_time)
         is_lost = False
         try:
-            resp.write_to(request)
+            resp.write_to(self.transport, request)
             if self._paused:
                 await self._drain_helper()
         except ConnectionError:

@@ -73,7 +73,10 @@ class ConnectionGuard:
         self._loop = asyncio.get_running_loop()
         self._connections: set[_Connection] = set()
         self._give_away: Callable[[int], None] | None = None
-        self._is_leaving = False
+        self.is_leaving = False
+        """Whether no request is to begin here any more."""
+        self.closes = False
+        """Whether connections are closed behind their answers."""
         self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
 
     def over(self, server: web.Server, *, is_adopted: bool = False) -> Callable[[], web.RequestHandler]:
@@ -98,19 +101,9 @@ class ConnectionGuard:
         """A connection is gone."""
         self._connections.discard(connection)
 
-    @property
-    def closes(self) -> bool:
-        """Whether connections are closed behind their answers."""
-        return self._is_leaving and self._give_away is None
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether no request is to begin here any more."""
-        return self._is_leaving
-
     def leave(self, give_away: Callable[[int], None] | None = None) -> None:
         """Let go of every connection as soon as it rests: to ``give_away``, which gets its descriptor, or for good."""
-        self._is_leaving, self._give_away = True, give_away
+        self.is_leaving, self.closes, self._give_away = True, give_away is None, give_away
         for connection in list(self._connections):
             if give_away is None:
                 self._loop.call_later(LAST_REQUEST_S, self.let_go, connection)
@@ -318,7 +311,8 @@ class Gate:
         """Let ``handler`` answer, unless the caller may not call; an error becomes an error body."""
         request[REQUEST_ID] = _request_id(request)
         try:
-            self._check(request)
+            if self._rule.is_open:
+                self._rule.check(request.host, request.headers.get("origin"))
             response = _preflight(self._rule, request) or await handler(request)
         except (GatewayError, web.HTTPException) as error:
             response = _told(error, request)
@@ -330,7 +324,8 @@ class Gate:
         """Do the same for a call, and what ``sign`` does."""
         request[REQUEST_ID] = _request_id(request)
         try:
-            self._check(request)
+            if self._rule.is_open:
+                self._rule.check(request.host, request.headers.get("origin"))
             response = await handler(request)
         except (GatewayError, web.HTTPException) as error:
             response = _told(error, request)
@@ -340,10 +335,6 @@ class Gate:
         elif self._guard.closes:
             response.force_close()
         return response
-
-    def _check(self, request: web.Request) -> None:
-        if self._rule.is_open:
-            self._rule.check(request.host, request.headers.get("origin"))
 
     async def sign(self, request: web.Request, response: web.StreamResponse) -> None:
         """Give a response its request id, and a browser its permission, before its headers are written; count it."""

@@ -179,59 +179,51 @@ class Server:
 
     async def _serve(self, way: _Way, request: web.Request) -> web.StreamResponse:
         """Handle a call, and be known as live meanwhile."""
-        task = request.task
+        task, dialect, pipeline = request.task, way.dialect, self._pipeline
         self._live.add(task)
         try:
-            return await self._handle(way, request)
+            call = Call(
+                request_id=request[REQUEST_ID],
+                endpoint=way.endpoint,
+                dialect=way.name,
+                model=self._default_model,
+                credential=_credential(request),
+                headers=_forwarded(request),
+                received_at_s=time.monotonic(),
+                created_unix_s=int(time.time()),
+                ledger=self._ledger,
+            )
+            try:
+                call = await self._read(request, call, dialect)
+            except ClientError as error:
+                pipeline = compose(self._middlewares, _refuse(error))
+            trace = self._tracer.begin(call)
+            with bound_ids(request_id=call.request_id, **trace.log_fields):
+                try:
+                    if call.stream:
+                        return await self._stream(request, call, trace, way, pipeline)
+                    return await self._answer(request, _traced(call, trace), dialect, pipeline)
+                except GatewayError as error:
+                    response = error_response(error, call.request_id, dialect)
+                response.headers.update(_trace_headers(trace))
+                return response
         finally:
             self._live.discard(task)
             if self._ended is not None and not self._live and not self._ended.done():
                 self._ended.set_result(None)
 
-    async def _handle(self, way: _Way, request: web.Request) -> web.StreamResponse:
-        dialect = way.dialect
-        call = Call(
-            request_id=request[REQUEST_ID],
-            endpoint=way.endpoint,
-            dialect=way.name,
-            model=self._default_model,
-            credential=_credential(request),
-            headers=_forwarded(request),
-            received_at_s=time.monotonic(),
-            created_unix_s=int(time.time()),
-            ledger=self._ledger,
-        )
-        pipeline = self._pipeline
-        try:
-            call = await self._read(request, call, dialect)
-        except ClientError as error:
-            pipeline = compose(self._middlewares, _refuse(error))
-        trace = self._tracer.begin(call)
-        with bound_ids(request_id=call.request_id, **trace.log_fields):
-            try:
-                if call.stream:
-                    return await self._stream(request, call, trace, way, pipeline)
-                return await self._answer(request, _traced(call, trace), dialect, pipeline)
-            except GatewayError as error:
-                response = error_response(error, call.request_id, dialect)
-            response.headers.update(_trace_headers(trace))
-            return response
-
     async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
         """Read the body into the call; a caller without a key is refused before a byte of it is read."""
         self._authenticate(call.credential)
-        body = self._whole_body(request)
-        call = dialect.parse(await self._body(request) if body is None else body, call)
+        body = whole_body(request.content)  # which is there for most requests
+        if body is None:
+            body = await self._body(request)
+        elif len(body) > request.client_max_size:
+            raise _too_large(request)
+        call = dialect.parse(body, call)
         if call.stream and request.version < (1, 1):
             raise ClientError("streaming needs HTTP/1.1: without chunks a cut could not be told", status_code=505)
         return replace(call, received_at_s=time.monotonic(), route=self._route(call.model))
-
-    def _whole_body(self, request: web.Request) -> bytes | None:
-        """Return the body where nothing has to wait for it, which is there for most requests."""
-        body = whole_body(request.content)
-        if body is not None and len(body) > request.client_max_size:
-            raise _too_large(request)
-        return body
 
     async def _body(self, request: web.Request) -> bytes:
         """Wait for the body."""
