@@ -3,7 +3,7 @@
 This file reaches below aiohttp's public surface on the clients' side, as ``exchange.py`` does on the providers'. What
 it keeps of aiohttp is its parser in C, its requests and its way of ending an answer. What it leaves out, for requests
 that are whole and as usual, is a task of its own for each (making it, waking it, waking who waits for it) and a second
-look of the parser at what it has read already. That is an eighth of what a short answer costs the gateway on this side.
+look of the parser at what it has read already. That is a seventh of what a short answer costs on this side.
 
 A task of its own gave each request its own context variables. Here requests share their connection's, as long as they
 leave them as they were; where one does not, the connection goes on in a new task, with those it began with.
@@ -38,7 +38,7 @@ except ImportError as error:
 
 
 IS_SHORT = True
-"""Looked at again at the end of this file."""
+"""Settled at the end of this file, behind what needs it."""
 
 
 class Connection(web.RequestHandler):

@@ -280,8 +280,9 @@ class Server:
         try:
             await _guarded(pipeline(_traced(call, trace, stream), stream.send), call)
             stream.finish()
-            with suppress(ConnectionError):
-                await reply.write_eof()
+            if request.protocol.writing_paused:
+                with suppress(ConnectionError):
+                    await reply.write_eof()
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):  # it is not the client who has left
                 if not stream.is_committed:
