@@ -138,25 +138,42 @@ class OpenAIDecoder(EventDecoder):
         self._ready: TextTemplate | None = None
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that ``data`` completes; nearly all reads are one event like the last but for its text.
+        """Return the events that ``data`` completes; nearly all are like the last but for their text.
 
-        Such a read is told in one call instead of seven. It is legal if the choice was open behind the last read that
-        was decoded in full, and begins an event if that one did not end within one.
+        A read of such events alone, mostly of one, is told in one call instead of seven. It is legal if the choice was
+        open behind the last read that was decoded in full, and begins an event if that one did not end within one.
         """
         template = self._ready
         if template is not None and data.startswith(template.event_head) and data.endswith(template.event_tail):
+            written = data[template.inside]
             try:
-                text = decode_text(data[template.text_begin : template.text_end])
+                if b"\n" not in written:
+                    text = decode_text(written)
+                    if text:
+                        self._character_count += len(text)
+                        return [TextDelta(text, template.index, Frame(data[6:-2], OPENAI_CHUNK, 1))]
+                elif told := self._several(template, written):
+                    return told
             except NOT_JSON:
-                text = ""
-            if text:
-                self._character_count += len(text)
-                return [TextDelta(text, template.index, Frame(data[6:-2], OPENAI_CHUNK, 1))]
-        events = super().feed(data)
+                pass
+        events = EventDecoder.feed(self, data)
         template = self._template
         is_ready = template.event_head and not self.is_complete and self._lifecycle.is_open(template.index)
         self._ready = template if is_ready and self._sse.is_between_events else None
         return events
+
+    def _several(self, template: TextTemplate, written: bytes) -> list[Event]:
+        """Return the events of a read of several; none if one of them has no text. Raises for what is not as others."""
+        pieces = written.split(template.event_between)
+        texts = [decode_text(piece) for piece in pieces]
+        if not all(texts):
+            return []
+        self._character_count += sum(map(len, texts))
+        index, chunk_with = template.index, template.chunk_with
+        return [
+            TextDelta(text, index, Frame(chunk_with(piece), OPENAI_CHUNK, 1))
+            for text, piece in zip(texts, pieces, strict=True)
+        ]
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data

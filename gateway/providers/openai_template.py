@@ -9,7 +9,9 @@ read the same way. Whatever stands between must decode as one JSON string; if it
 differ elsewhere too, as with OpenAI's random padding, learn so within ``MAX_TRIES`` and pay nothing further.
 
 ``event_head`` and ``event_tail`` are the same with the frame of a server-sent event around them: a read that is between
-them one JSON string is one event with that text, for in a JSON string there is no line break.
+them one JSON string is one event with that text, for in a JSON string there is no line break. A read of several such
+events is one string after the other, with ``event_between`` in between: it costs a fifth of the way through the decoder
+of server-sent events for each.
 """
 
 from __future__ import annotations
@@ -25,17 +27,29 @@ decode_text = msgspec.json.Decoder(str).decode
 
 
 class TextTemplate:
-    """The bytes around the text of a stream's chunks; ``index`` is the choice that they belong to."""
+    """The bytes around the text of a stream's chunks; ``index`` is the choice that they belong to.
 
-    __slots__ = ("_head", "_tail", "_tries_left", "event_head", "event_tail", "index", "text_begin", "text_end")
+    ``inside`` is what lies between ``event_head`` and ``event_tail`` in an event, or in several.
+    """
+
+    __slots__ = (
+        "_head",
+        "_tail",
+        "_tries_left",
+        "event_between",
+        "event_head",
+        "event_tail",
+        "index",
+        "inside",
+    )
 
     def __init__(self) -> None:
         self._head = b""
         self._tail = b""
         self._tries_left = MAX_TRIES
         self.index = 0
-        self.event_head = self.event_tail = b""
-        self.text_begin = self.text_end = 0
+        self.event_head = self.event_tail = self.event_between = b""
+        self.inside = slice(0, 0)
 
     def text_of(self, chunk: bytes) -> str | None:
         """Return the text of a chunk that is like the one learned; ``None`` or nothing for any other."""
@@ -46,6 +60,10 @@ class TextTemplate:
             return decode_text(chunk[len(head) - 1 : len(chunk) - len(tail) + 1])
         except NOT_JSON:
             return None
+
+    def chunk_with(self, written: bytes) -> bytes:
+        """Return the chunk that has this as its text, written as a JSON string."""
+        return self._head[:-1] + written + self._tail[1:]
 
     def learn(self, chunk: bytes, text: str, index: int) -> None:
         """Take ``chunk``, which has nothing but ``text``, as the one that the next will be like."""
@@ -60,4 +78,5 @@ class TextTemplate:
         self._head, self._tail, self.index = chunk[: start + 1], chunk[start + len(written) - 1 :], index  # with quotes
         if b"\n" not in self._head and b"\n" not in self._tail:
             self.event_head, self.event_tail = b"data: " + self._head, self._tail + b"\n\n"
-            self.text_begin, self.text_end = len(self.event_head) - 1, 1 - len(self.event_tail)
+            self.event_between = self.event_tail[1:] + self.event_head[:-1]  # the quotes belong to the texts
+            self.inside = slice(len(self.event_head) - 1, 1 - len(self.event_tail))

@@ -180,6 +180,55 @@ def test_a_read_that_is_one_event_says_what_it_says_within_a_larger_one(words: l
     assert alone.usage == together.usage
 
 
+@given(st.lists(st.text(min_size=1), min_size=1), st.data())
+def test_several_events_are_the_same_wherever_reads_cut_them(words: list[str], data: st.DataObject) -> None:
+    """Within an event or between two of them: texts, frames and the estimate are those of each event alone."""
+    documents = [msgspec.json.encode(text(word)) for word in words]
+    whole = sse(*documents)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    decoder = ready()
+    found = [event for begin, end in pairwise([0, *cuts, len(whole)]) for event in decoder.feed(whole[begin:end])]
+    expected = [
+        TextDelta(word, 0, Frame(document, OPENAI_CHUNK, 1)) for word, document in zip(words, documents, strict=True)
+    ]
+    assert found == expected
+    assert decoder.usage is not None
+    assert decoder.usage.output_tokens == -(-len("".join(["first", *words])) // 4)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        sse(text("")),
+        sse({**text("x"), "id": "other"}),
+        sse(text("x")).replace(b'"x"', b'"x","refusal":"no"'),
+        sse(text("x"), text("y")).replace(b"\n\ndata: ", b"\n: a comment\n\ndata: "),
+        sse(text("x")).replace(b"\n", b"\r\n"),
+        b": a comment\n\n",
+        sse(STOP),
+    ],
+    ids=["empty", "identity", "refusal", "comment", "return", "alone", "finish"],
+)
+def test_one_that_is_not_like_the_others_is_read_as_it_is(odd: bytes) -> None:
+    """With those before and behind it in the same read."""
+    events = [sse(text("a")), sse(text("b")), odd, sse(text("c"))]
+    together, apart = ready(), ready()
+    apart._ready = None
+    expected = []
+    for event in events:
+        expected += apart.feed(event)
+        apart._ready = None
+    assert together.feed(b"".join(events)) == expected
+    assert together.usage == apart.usage
+
+
+def test_several_are_not_decoded_in_full_either() -> None:
+    """Under load they come so."""
+    decoder = ready()
+    del decoder._sse
+    assert [event.text for event in decoder.feed(sse(text("a"), text("b"))) if type(event) is TextDelta] == ["a", "b"]
+
+
 def test_such_a_read_is_not_decoded_in_full() -> None:
     """Else this part of the file is in vain."""
     decoder = ready()
