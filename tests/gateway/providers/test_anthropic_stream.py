@@ -14,6 +14,7 @@ from gateway.core.errors import GatewayError, StreamInterrupted, UpstreamBusy, U
 from gateway.core.events import (
     ChoiceFinished,
     Event,
+    Frame,
     ReasoningDelta,
     StreamStarted,
     TextDelta,
@@ -581,3 +582,98 @@ def check_answer(body: bytes) -> None:
     """Read ``body`` and let only the tree's errors pass."""
     with suppress(GatewayError):
         read_answer(CALL, body)
+
+
+# --- pieces of one text block, read by their text alone
+
+
+def ready(*before: dict[str, Any]) -> AnthropicDecoder:
+    """Return a decoder that has read a piece of text, and then what came ``before``."""
+    decoder = AnthropicDecoder(CALL)
+    for document in (START, block_start(0, "text", text=""), text("first"), *before):
+        decoder.feed(sse(document))
+    return decoder
+
+
+def padded(word: str, spaces: int) -> bytes:
+    """Return a piece of text as Anthropic sends it: its length is not that of the text."""
+    return sse(text(word)).replace(b"}}\n\n", b"}" + b" " * spaces + b"}\n\n")
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1), st.data())
+def test_pieces_of_text_are_the_same_wherever_reads_cut_them(words: list[tuple[str, int]], data: st.DataObject) -> None:
+    """Texts, frames and what is estimated of them: alone in a read, together, or in halves."""
+    events = [padded(word, spaces) for word, spaces in words]
+    whole = b"".join(events)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    decoder = ready()
+    found = [event for begin, end in pairwise([0, *cuts, len(whole)]) for event in decoder.feed(whole[begin:end])]
+    name = len(b"event: content_block_delta\ndata: ")
+    assert found == [
+        TextDelta(word, 0, Frame(event[name:-2], ANTHROPIC_EVENT, 1))
+        for (word, _), event in zip(words, events, strict=True)
+    ]
+    assert decoder.usage is not None
+    assert decoder.usage.output_tokens == -(-len("first" + "".join(word for word, _ in words)) // 4)
+
+
+def test_such_a_read_is_not_decoded_in_full() -> None:
+    """Else the short way is in vain."""
+    decoder = ready()
+    del decoder._sse
+    assert bare(decoder.feed(padded("a", 3) + padded("b", 0))) == [TextDelta("a"), TextDelta("b")]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        sse(PING),
+        sse(text("")),
+        sse(delta(1, "text_delta", text="other")),
+        sse(delta(0, "thinking_delta", thinking="hm")),
+        sse(delta(0, "text_delta", text="x", citation={})),
+        sse(text("x")).replace(b'"x"', b'["x"]'),
+        sse(text("x")).replace(b'"x"', b'"x'),
+        sse(text("x")).replace(b"}}\n", b"}}}\n"),
+        sse(text("x")).replace(b"\n\n", b"\n"),
+        sse(text("x")).replace(b"\n", b"\r\n"),
+        sse(block_start(1, "tool_use", id="t", name="f")),
+        sse(end("end_turn", output_tokens=7)),
+        sse(end("end_turn", output_tokens=7), STOP),
+        sse(failure("overloaded_error")),
+        b": a comment\n\n",
+        b"event: content_block_delta\n",
+    ],
+)
+def test_what_is_not_such_a_piece_is_read_as_it_is(odd: bytes) -> None:
+    """With those before and behind it in the same read, and in reads of their own."""
+    pieces = [sse(text("a")), sse(text("b")), odd, sse(text("c")), sse(text("d"))]
+    plain, together, apart = ready(), ready(), ready()
+    expected: list[Event] = []
+    for piece in pieces:
+        plain._ready = None
+        expected += plain.feed(piece)
+    assert together.feed(b"".join(pieces)) == expected
+    assert [event for piece in pieces for event in apart.feed(piece)] == expected
+    assert plain.usage == together.usage == apart.usage
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_another_block_is_learned_in_its_turn(index: int) -> None:
+    """Thinking or another text comes before it."""
+    decoder = ready(block_start(index, "text", text=""))
+    second = delta(index, "text_delta", text="second")
+    first, other = decoder.feed(sse(second)), decoder.feed(sse(delta(index, "text_delta", text="third")))
+    assert bare([*first, *other]) == [TextDelta("second"), TextDelta("third")]
+    del decoder._sse
+    assert bare(decoder.feed(sse(second))) == [TextDelta("second")]
+
+
+def test_a_stream_that_is_written_in_another_way_is_given_up() -> None:
+    """It is decoded in full, all of it."""
+    decoder = AnthropicDecoder(CALL)
+    decoder.feed(sse(START))
+    for _ in range(9):
+        found = decoder.feed(sse(text("x")).replace(b'"text":"x"', b'"text" : "x"'))
+        assert bare(found) == [TextDelta("x")]
+    assert decoder._ready is None
