@@ -148,25 +148,38 @@ class Delivery:
         """Pass on what one read brought, as far as the client is to have it."""
         choice = self._choice
         if choice is not None:
-            for event in events:
-                if type(event) is not TextDelta or event.index:
-                    break
-            else:  # nearly all of a stream
-                self._send(events)
-                for event in events:
-                    choice.write(event.text)  # type: ignore[union-attr]  # it was looked at above
-                count = len(events)
-                choice.text_delta_count += count
-                self._transcript.delta_count += count
+            if len(events) == 1:  # nearly all of a stream is text of the first choice, and most comes piece by piece
+                event = events[0]
+                if type(event) is TextDelta and not event.index:
+                    self._send(events)
+                    choice.write(event.text)
+                    choice.text_delta_count += 1
+                    self._transcript.delta_count += 1
+                    return
+            elif _is_plain(events):
+                self._send_plain(events, choice)
                 return
         if self._is_joining:
             self._join(events)
-        elif self._early or not (events and _is_plain(events)):
+        elif self._early or not _is_plain(events):
             self._choice = None
             self._take(events)
         else:  # all before is folded now, and what comes next may be written straight away
             self._choice = self.transcript.choice()
             self.send(events)
+
+    def _send_plain(self, events: Sequence[Event], choice: ChoiceTranscript) -> None:
+        """Pass on several pieces of text, or some with the running total of what they cost."""
+        self._send(events)
+        count, write = 0, choice.write
+        for event in events:
+            if type(event) is TextDelta:
+                write(event.text)
+                count += 1
+            elif type(event) is UsageReported:
+                self._reported = self._transcript.usage = event.usage
+        choice.text_delta_count += count
+        self._transcript.delta_count += count
 
     def finish(self) -> None:
         """The attempt is complete: release what is still held, of a provider that tells no finish.
@@ -430,8 +443,14 @@ _SHOWN = (*TOKEN_EVENTS, ChoiceFinished)
 
 
 def _is_plain(events: Sequence[Event]) -> bool:
-    """Whether it is all text of the first choice."""
-    return isinstance(events[0], TextDelta) and all(type(event) is TextDelta and not event.index for event in events)
+    """Whether it is all text of the first choice, but for what was used by then."""
+    has_text = False
+    for event in events:
+        if type(event) is TextDelta and not event.index:
+            has_text = True
+        elif type(event) is not UsageReported:
+            return False
+    return has_text
 
 
 def delivered_tokens(choice: ChoiceTranscript) -> int:

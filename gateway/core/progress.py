@@ -154,15 +154,20 @@ class Progress:
         def hand_on(events: Sequence[Event]) -> None:
             send(events)
             now_s = clock()
+            count = len(events)
             for event in events:
                 if type(event) is not TextDelta:
-                    self._add_mixed(events, now_s)
-                    return
+                    if type(event) is UsageReported and count > 1:  # some tell the running total with each text
+                        self.usage = event.usage
+                        count -= 1
+                    else:
+                        self._add_mixed(events, now_s)
+                        return
             gap_s = now_s - self.last_at_s
             if gap_s > self._alarm_s or self.content_at_s is None:
                 self._look(gap_s, now_s, is_content=True)
             self.last_at_s = now_s
-            self.delta_count += len(events)
+            self.delta_count += count
 
         return hand_on
 

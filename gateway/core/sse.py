@@ -55,7 +55,7 @@ class SSEDecoder:
         if self._is_first:
             chunk = self._without_bom(chunk)
         if self._skip_lf or b"\r" in chunk:
-            if _is_one_event_of_crlf(chunk) and self.is_between_events:
+            if not (self._pending or self._skip_lf) and _is_one_event_of_crlf(chunk):
                 return [ServerSentEvent(chunk[6:-4])]  # and nearly all of those whose lines end so
             chunk = self._with_lf_only(chunk)
         elif not self._pending and chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2:
@@ -115,8 +115,9 @@ class SSEDecoder:
 
 
 def _is_one_event_of_crlf(chunk: bytes) -> bool:
-    is_framed = chunk.startswith(b"data: ") and chunk.endswith(b"\r\n\r\n") and len(chunk) > 10
-    return is_framed and chunk.count(b"\n") == chunk.count(b"\r") == 2
+    end = len(chunk) - 4
+    is_framed = end > 6 and chunk.startswith(b"data: ") and chunk.endswith(b"\r\n\r\n")
+    return is_framed and chunk.find(b"\r") == end and chunk.find(b"\n") == end + 1
 
 
 def _events(blocks: list[bytes]) -> list[ServerSentEvent]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, assert_never, cast, get_args
+from typing import Any, assert_never, get_args
 
 import msgspec
 
@@ -98,7 +98,7 @@ class OpenAIChatEncoder:
         self._call = call
         self._has_role: set[int] = set()
         self._kinds: dict[tuple[int, int], str] = {}
-        self._usage: bytes | None = None
+        self._usage: UsageReported | None = None
         self._usage_frame: Frame | None = None
         self._keeps_usage = not call.include_usage or _wants_usage_everywhere(call)
         self._begun: Frame | None = None
@@ -109,10 +109,17 @@ class OpenAIChatEncoder:
         """Render what one read from the provider brought."""
         if self._is_settled:  # nearly all of a stream is text, and comes one piece at a time
             if len(events) == 1:
-                if piece := self._plain(events[0]):
-                    return piece
-            elif None not in (plain := [self._plain(event) for event in events]):
-                return b"".join(cast("list[bytes]", plain))
+                event = events[0]
+                if type(event) is TextDelta:
+                    frame = event.frame
+                    if frame is None or frame.wire != OPENAI_CHUNK:
+                        head = self._text_heads.get(event.index)
+                        if head is not None:
+                            return head + _encode(event.text) + _TEXT_TAIL
+                    elif frame.event_count == 1:
+                        return b"data: " + frame.data + b"\n\n"
+            elif (plain := self._plain(events)) is not None:
+                return plain
         pieces = []
         for _, group in groupby(events, key=_frame_id):
             piece = self._render(list(group))
@@ -121,15 +128,28 @@ class OpenAIChatEncoder:
         self._is_settled = not self._has_seam and len(self._has_role) >= self._call.choice_count
         return b"".join(pieces)
 
-    def _plain(self, event: Event) -> bytes | None:
-        """Render a piece of text in a stream that has settled; ``None`` for what has to be looked at."""
-        if type(event) is not TextDelta:
-            return None
-        frame = event.frame
-        if frame is not None and frame.wire == OPENAI_CHUNK:
-            return b"data: %b\n\n" % frame.data if frame.event_count == 1 else None
-        head = self._text_heads.get(event.index)
-        return None if head is None else head + _encode(event.text) + _TEXT_TAIL
+    def _plain(self, events: Sequence[Event]) -> bytes | None:
+        """Render pieces of text in a stream that has settled, as ``encode`` does one, and keep what was used by then.
+
+        Returns ``None`` if there is something among them that has to be looked at.
+        """
+        pieces: list[bytes] = []
+        for event in events:
+            frame = event.frame
+            if frame is not None and frame.wire == OPENAI_CHUNK:
+                if type(event) is not TextDelta or frame.event_count != 1:
+                    return None
+                pieces += (b"data: ", frame.data, b"\n\n")
+            elif type(event) is TextDelta:
+                head = self._text_heads.get(event.index)
+                if head is None:
+                    return None
+                pieces += (head, _encode(event.text), _TEXT_TAIL)
+            elif type(event) is UsageReported:
+                self._keep_usage(event)
+            else:
+                return None
+        return b"".join(pieces)
 
     def finish(self) -> bytes:
         """Render the usage, if asked for, and ``[DONE]``."""
@@ -138,7 +158,8 @@ class OpenAIChatEncoder:
         if self._usage_frame is not None:
             return encode_data(self._usage_frame.data) + _DONE
         if self._usage is not None:
-            return b'%b,"choices":[],"usage":%b}\n\n%b' % (self._head[: -len(_CHOICES)], self._usage, _DONE)
+            usage = _encode(reported_usage(self._usage))
+            return b'%b,"choices":[],"usage":%b}\n\n%b' % (self._head[: -len(_CHOICES)], usage, _DONE)
         return _DONE
 
     def error(self, error: GatewayError) -> bytes:
@@ -214,7 +235,7 @@ class OpenAIChatEncoder:
 
     def _keep_usage(self, report: UsageReported) -> None:
         """Keep the usage for the end; the last report counts."""
-        self._usage, self._usage_frame = _encode(reported_usage(report)), None
+        self._usage, self._usage_frame = report, None
 
     def _name(self, started: StreamStarted) -> None:
         """Give the stream its name; it keeps the first, whoever goes on with it."""

@@ -127,6 +127,43 @@ def test_the_transcript_is_what_was_delivered(client: Client) -> None:
         assert (one.finish_reason, one.character_count) == (other.finish_reason, other.character_count)
 
 
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (TextDelta("b"),),
+        [TextDelta("b"), UsageReported(Usage(3, 2))],
+        [UsageReported(Usage(3, 1)), TextDelta("b"), TextDelta("c"), UsageReported(Usage(3, 3))],
+        [UsageReported(Usage(3, 1))],
+        [TextDelta("b"), TextDelta("x", 1)],
+        [TextDelta("b"), ReasoningDelta("hm"), UsageReported(Usage(3, 2))],
+        [],
+    ],
+)
+def test_a_batch_is_taken_in_alike_behind_text_and_behind_anything_else(batch: Sequence[Event]) -> None:
+    """Whoever made it, of whatever kinds: it is passed on as it is, and the transcript and the usage know of it."""
+    short, long = Client(), Client()
+    reference = Transcript()
+    for client in (short, long):
+        client.hears(START, TextDelta("a"))
+        client.hears(TextDelta("a"))
+    long.hears(ProviderExtra())
+    for client in (short, long):
+        client.delivery.send(batch)
+        client.delivery.send(batch)
+        client.delivery.settle()
+    begun: list[list[Event]] = [[START, TextDelta("a")], [TextDelta("a")]]
+    for taken in (*begun, batch, batch):
+        reference.add(taken)
+    assert short.batches[-1] is short.batches[-2] is batch
+    for client in (short, long):
+        got = client.delivery.transcript
+        assert (got.usage, got.delta_count) == (reference.usage, reference.delta_count)
+        assert got.input_tokens == (reference.usage.input_tokens if reference.usage else None)
+        for index in (0, 1):
+            one, other = got.choice(index), reference.choice(index)
+            assert (one.text, one.text_delta_count) == (other.text, other.text_delta_count)
+
+
 def test_the_transcript_is_the_same_whenever_it_is_looked_at() -> None:
     """What was passed on last is in it at once, and once."""
     batches: list[list[Event]] = [

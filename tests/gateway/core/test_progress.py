@@ -104,6 +104,19 @@ def test_a_delivery_of_several_tokens_is_one_gap_and_several_tokens() -> None:
     assert (progress.max_gap_s, progress.tpot_s, progress.delta_count) == (0.5, 0.125, 9)
 
 
+def test_a_total_beside_the_text_is_no_token_and_the_last_one_counts() -> None:
+    """Before it or behind it; alone it is no delivery of tokens."""
+    going = Going()
+    going.add(0.5, START, A)
+    going.add(0.6, UsageReported(Usage(3, 1)), A, UsageReported(Usage(3, 2)))
+    progress = going.add(0.7, A, UsageReported(Usage(3, 4)))
+    going.add(0.9, UsageReported(Usage(3, 5)), UsageReported(Usage(3, 6)))
+    assert progress.last_at_s == pytest.approx(100.7)
+    assert (progress.delta_count, progress.usage) == (3, Usage(3, 6))
+    going.add(1.0, A, R, UsageReported(Usage(3, 8)))
+    assert (progress.delta_count, progress.reasoning_count, progress.usage) == (5, 1, Usage(3, 8))
+
+
 def test_reasoning_is_a_first_token_but_no_first_content() -> None:
     """An empty screen for who does not show it."""
     going = Going()

@@ -127,6 +127,29 @@ def test_a_chunk_of_several_events_is_written_once() -> None:
     assert render([from_openai(full)]) == sse(full) + DONE
 
 
+def test_a_batch_of_any_kinds_is_written_as_its_events_are_one_by_one() -> None:
+    """Written through or rendered, foreign or changed by somebody on the way, with a running total or a finish."""
+    own = from_openai(ROLE, *(chunk({"content": piece}) for piece in "abcd"), END)
+    frame = Frame(b"{}", "a.foreign.wire", 2)
+    batches: list[list[Event]] = [
+        [own[1], own[2]],
+        [own[1], TextDelta("x"), own[2]],
+        [TextDelta("x", 0, frame), UsageReported(Usage(9, 2), frame)],
+        [TextDelta("x"), UsageReported(Usage(9, 1)), TextDelta("y"), USED],
+        [own[1], ReasoningDelta("hm"), own[2]],
+        [own[3], TextDelta("x", 1), own[4]],
+        [own[3], ProviderExtra(), USED],
+        [USED],
+        [],
+        own[3:],
+    ]
+    assert [type(event) for event in own] == [StreamStarted, *[TextDelta] * 4, ChoiceFinished]
+    together: list[list[Event]] = [own[:2], [TextDelta("a")], [TextDelta("b")], *batches]
+    apart: list[list[Event]] = [[event] for batch in together for event in batch]
+    assert render(together, ASKED) == render(apart, ASKED)
+    assert render(together[:-1], ASKED).endswith(b'"usage":%b}\n\n' % msgspec.json.encode(USAGE) + DONE)
+
+
 def test_an_event_whose_frame_was_dropped_is_rendered() -> None:
     """Under the stream's own name; its neighbours stay as they came."""
     [start, first, second, end] = from_openai(ROLE, chunk({"content": "a"}), chunk({"content": "b"}), END)
