@@ -328,9 +328,8 @@ class _Attempt(Struct):
     async def _relay(self, answer: Answer) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
         decoder = self._decoder = self._upstream.provider.decoder(self._call)
-        take = partial(self._take, decoder, decoder.feed)
         with suppress(aiohttp.ClientError, OSError):
-            await relay(answer.content, take, self._call.flow, note_pause=self._watch.note_pause)
+            await relay(answer.content, self._taking(decoder), self._call.flow, note_pause=self._watch.note_pause)
         self._finish(decoder)
 
     def _finish(self, decoder: Decoder) -> None:
@@ -347,22 +346,30 @@ class _Attempt(Struct):
                 return
         raise self._late() from error
 
-    def _take(self, decoder: Decoder, feed: Callable[[bytes], list[Event]], data: bytes, arrived_at_s: float) -> bool:
-        """Pass on what one read brought; returns whether the answer is complete."""
-        events = feed(data)
-        if events:
-            if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
-                gauged, watch = self._gauged, self._watch
-                before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
-                if before_s is not None:
-                    gauged.gap.observe(arrived_at_s - before_s)
-                self._send(events)
-                gauged.transit.observe(time.monotonic() - arrived_at_s)
-                return decoder.is_complete
-            self._pass_on(events, arrived_at_s)
-        if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
-            self._watch.note_progress(arrived_at_s)
-        return decoder.is_complete
+    def _taking(self, decoder: Decoder) -> Callable[[bytes, float], bool]:
+        """Return a function that passes on what one read brought, and says whether the answer is complete.
+
+        It is called for every token: what it needs is looked up once, and it is one function, not one within another.
+        """
+        feed, send, watch, monotonic = decoder.feed, self._send, self._watch, time.monotonic
+        observe_gap, observe_transit = self._gauged.gap.observe, self._gauged.transit.observe
+
+        def take(data: bytes, arrived_at_s: float) -> bool:
+            events = feed(data)
+            if events:
+                if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
+                    before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
+                    if before_s is not None:
+                        observe_gap(arrived_at_s - before_s)
+                    send(events)
+                    observe_transit(monotonic() - arrived_at_s)
+                    return decoder.is_complete
+                self._pass_on(events, arrived_at_s)
+            if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
+                watch.note_progress(arrived_at_s)
+            return decoder.is_complete
+
+        return take
 
     def _pass_on(self, events: list[Event], arrived_at_s: float) -> None:
         """Send ``events``, or hold them back while there is nothing to see."""
