@@ -21,6 +21,8 @@ MAX_FRAME_BYTES = 16 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _NO_NAME = ""
+_LF, _CR = b"\n\r"
+"""Bytes, not strings of one: asked for those, ``in`` raises and catches a ``TypeError`` before it looks."""
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True, gc=False):
@@ -54,7 +56,7 @@ class SSEDecoder:
         """Return the events that ``chunk`` completes, in their order."""
         if self._is_first:
             chunk = self._without_bom(chunk)
-        if self._skip_lf or b"\r" in chunk:
+        if self._skip_lf or _CR in chunk:
             if not (self._pending or self._skip_lf) and _is_one_event_of_crlf(chunk):
                 return [ServerSentEvent(chunk[6:-4])]  # and nearly all of those whose lines end so
             chunk = self._with_lf_only(chunk)
@@ -124,7 +126,7 @@ def _events(blocks: list[bytes]) -> list[ServerSentEvent]:
     """Parse whole events; the two forms that nearly all have, ``data`` alone and behind its name, by hand."""
     events = []
     for block in blocks:
-        if block.startswith(b"data: ") and len(block) > 6 and b"\n" not in block:
+        if block.startswith(b"data: ") and len(block) > 6 and _LF not in block:
             events.append(ServerSentEvent(block[6:]))
             continue
         name, found, data = block.partition(b"\ndata: ")

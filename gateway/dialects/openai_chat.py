@@ -117,7 +117,7 @@ class OpenAIChatEncoder:
                         if head is not None:
                             return head + _encode(event.text) + _TEXT_TAIL
                     elif frame.event_count == 1:
-                        return b"data: " + frame.data + b"\n\n"
+                        return b"data: %b\n\n" % frame.data
             elif (plain := self._plain(events)) is not None:
                 return plain
         pieces = []

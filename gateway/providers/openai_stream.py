@@ -46,6 +46,7 @@ from gateway.providers.errors import NOT_JSON, error_from_json, error_in_answer,
 from gateway.providers.openai_mend import FINISH_REASONS, CallIndex, Identity, Mender, json_text, split_content
 from gateway.providers.openai_template import TextTemplate, decode_text
 
+_LF = ord("\n")
 _FAILED = {"error": 500, "insufficient_system_resource": 503}
 """Finish reasons that say that the answer failed, and the status that each amounts to."""
 
@@ -147,7 +148,7 @@ class OpenAIDecoder(EventDecoder):
         if template is not None and data.startswith(template.event_head) and data.endswith(template.event_tail):
             written = data[template.inside]
             try:
-                if b"\n" not in written:
+                if _LF not in written:
                     text = decode_text(written)
                     if text:
                         self._character_count += len(text)
@@ -185,7 +186,7 @@ class OpenAIDecoder(EventDecoder):
         if data.startswith(b"[DONE]"):
             self._has_ended = True
             return
-        if b"\n" in data:  # of several data lines; in JSON a line break is only ever space between two tokens
+        if _LF in data:  # of several data lines; in JSON a line break is only ever space between two tokens
             data = data.replace(b"\n", b" ")
         try:
             chunk = _decode_chunk(data)
