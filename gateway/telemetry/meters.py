@@ -6,8 +6,8 @@
 A child is bound once and kept; then a count is an addition that is written to shared memory, and nothing else. Asking
 again for the same child costs a look into a dict. Only the thread of the event loop counts.
 
-Nobody else writes to a child's cells, so that it knows what is in them: to read them again for each addition was half
-of what a count cost.
+Nobody else writes to a child's cells, so that it knows what is in them: to read them again for each addition was a
+sixth of what a count cost.
 
 A name or a number of labels that is not in the catalogue raises at once: that is a mistake in the program. Label values
 never do. Where they are too many, or no names at all, the child is the one whose values are all "other", and the
