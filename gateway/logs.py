@@ -187,7 +187,7 @@ def bound_ids(**ids: str) -> _Bound:
     return _Bound(ids)
 
 
-class _Bound(msgspec.Struct):
+class _Bound(msgspec.Struct, eq=False):
     """A context in which ids are bound."""
 
     _ids: Mapping[str, str]

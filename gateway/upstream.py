@@ -247,7 +247,7 @@ class Upstream:
         return found
 
 
-class _Attempt(Struct):
+class _Attempt(Struct, eq=False):
     """One request to one provider, from the connection to the last event."""
 
     _call: Call
@@ -265,6 +265,10 @@ class _Attempt(Struct):
     _decoder: Decoder | None = None
     _held: list[Event] = []
     _headers: Mapping[str, str] = _NO_HEADERS
+
+    def __repr__(self) -> str:
+        """Return what may be seen of an attempt: nothing that was said."""
+        return f"_Attempt({self._call!r})"
 
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Make the request and relay its answer; a connection that is left before the last byte is cut."""

@@ -100,7 +100,7 @@ class Alarm:
                 self._set(self._due[0][0])
 
 
-class Watch(Struct):
+class Watch(Struct, eq=False):
     """A context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
 
     It is what ``asyncio.timeout`` is, and cancels the task in whose awaits it is used; but its body is not entered by

@@ -266,6 +266,25 @@ async def test_only_listed_headers_of_the_answer_travel_on() -> None:
     }
 
 
+async def test_an_attempt_shows_nothing_of_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what was asked nor the answer: a loop that tells of a failure shows the object that it was in."""
+    shown: list[str] = []
+    pass_on = upstream._Attempt._take
+
+    def take(attempt: upstream._Attempt, *args: Any) -> bool:
+        try:
+            return pass_on(attempt, *args)
+        finally:
+            shown.append(repr(attempt))
+
+    monkeypatch.setattr(upstream._Attempt, "_take", take)
+    held = openai_chunk({"role": "assistant", "content": ""}, said="canary")
+    async with playing(STREAM + chunk(held), 0.02, chunk(text("canary"), FINISH, DONE) + END) as relay:
+        await relay(make_call(content="canary"))
+    assert shown
+    assert all("req_1" in one and "canary" not in one for one in shown)
+
+
 async def test_a_cookie_is_not_sent_back() -> None:
     """The session keeps no cookies: one call says nothing to the next."""
     head = STREAM[:-2] + b"set-cookie: track=1; Path=/\r\n\r\n"
