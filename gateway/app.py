@@ -51,6 +51,7 @@ from gateway.telemetry.slab import Slab
 from gateway.telemetry.spans import Peer
 from gateway.telemetry.tracing import Tracer
 from gateway.upstream import ConfiguredProvider, Upstream, make_session
+from gateway.warmth import Warmth
 from gateway.watch import Limits
 
 log = structlog.get_logger()
@@ -66,9 +67,9 @@ BaseHandler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Gateway:
     """All that serves requests in one process. Making it checks what can be checked without a socket.
 
-    A worker makes one with its ``slab`` and its ``slot``, and calls ``prepare``, ``serve``, ``leave``, ``drain`` and
-    ``close``; the sockets and the admin port are its supervisor's. ``start`` and ``stop`` do all of it in one process,
-    for programs that have a gateway in them, and for tests.
+    A worker makes one with its ``slab`` and its ``slot``, and calls ``prepare``, ``serve``, ``warm``, ``leave``,
+    ``drain`` and ``close``; the sockets and the admin port are its supervisor's. ``start`` and ``stop`` do the rest in
+    one process, for programs that have a gateway in them, and for tests; ``warm`` they leave to who wants it.
 
     Raises ``ConfigError`` for a middleware or provider that cannot be made, and for an address that must not be served.
     """
@@ -92,6 +93,7 @@ class Gateway:
         self._server: Server | None = None
         self._guard: ConnectionGuard | None = None
         self._acceptor: Acceptor | None = None
+        self._warmth = Warmth([])
 
     # --- as a worker
 
@@ -115,6 +117,8 @@ class Gateway:
         rule = OriginRule(is_open=self.is_open, origins=tuple(options.cors_origins))
         gate = Gate(rule, guard, counter_of_answers(self._telemetry.meters))
         upstream = Upstream(providers, session, fresh, meters=self._telemetry.meters)
+        self._warmth = Warmth(upstream.warmed())
+        self._open.push_async_callback(self._warmth.stop)
         server = self._server = self._make_server(upstream, tracer, gate)
         await self._speak_http(server, gate)
         self._sample(server, tracer)
@@ -124,6 +128,10 @@ class Gateway:
         assert self._guard is not None  # noqa: S101, it has been prepared
         self._acceptor = Acceptor(sockets, self._guard.over(self._http))
         self._acceptor.start()
+
+    def warm(self) -> None:
+        """Have a connection to each provider ready from now on, as far as that is to be had."""
+        self._warmth.start()
 
     def adopt(self, connection: socket.socket) -> None:
         """Serve a client that another process has served until now."""

@@ -44,10 +44,11 @@ from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStart
 from gateway.core.kept import Kept
 from gateway.core.ledger import Result, Settlement
 from gateway.core.meters import NO_METERS, Gauge, Meters, upstream_label
-from gateway.exchange import Answer, Connector, ask, connection_times, relay
+from gateway.exchange import Answer, Connector, ask, connection_times, relay, warm
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
 from gateway.providers.errors import malformed
+from gateway.warmth import Warmed
 from gateway.watch import Alarm, Limits, Watch
 
 READ_AHEAD_BYTES = 16 * 1024
@@ -75,7 +76,7 @@ _TOKENS: Final = frozenset(TOKEN_EVENTS)
 
 
 class ConfiguredProvider:
-    """A provider with its limits, how many calls are with it now, and what was learned of its models.
+    """A provider with its limits, how many calls are with it now, when it was asked last, and what was learned of it.
 
     ``takes_anchored`` says whether a model may be asked in words to go on with its answer.
     """
@@ -88,6 +89,7 @@ class ConfiguredProvider:
         self.proxy = proxy
         self.takes_anchored = takes_anchored
         self.in_flight_count = 0
+        self.asked_at_s = -inf
         self.alarm = Alarm()
         self._without_exact: set[str] = set()
 
@@ -99,6 +101,7 @@ class ConfiguredProvider:
         if limit and self.in_flight_count >= limit:
             raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
         self.in_flight_count += 1
+        self.asked_at_s = time.monotonic()
 
     def _check_way(self, call: Call) -> None:
         """Raise ``UpstreamRefused`` for a way of going on with an answer that the call's target does not know."""
@@ -124,6 +127,23 @@ class ConfiguredProvider:
         if is_of_model and len(self._without_exact) < MAX_LEARNED_MODELS:
             self._without_exact.add(call.target_model)
         error.refused = "continuation"  # whatever it is that it refused: another way may do
+
+
+class _Warmed:
+    """A provider to which a connection is to be ready in a session."""
+
+    def __init__(self, upstream: ConfiguredProvider, session: aiohttp.ClientSession) -> None:
+        self._upstream = upstream
+        self._session = session
+
+    @property
+    def asked_at_s(self) -> float:
+        """When it was asked last."""
+        return self._upstream.asked_at_s
+
+    async def warm(self) -> None:
+        """Make a connection, unless one is kept."""
+        await warm(self._session, self._upstream.provider.base_url, self._upstream.limits.connect_timeout_s)
 
 
 def _has_own_token(call: Call) -> bool:
@@ -236,6 +256,10 @@ class Upstream:
         finally:
             attempt.settle(failure)
             del failure  # its traceback has this frame, which would keep it, and it the call
+
+    def warmed(self) -> list[Warmed]:
+        """Return the providers to which a connection may be ready before it is wanted: not those behind a proxy."""
+        return [_Warmed(item, self._session) for item in self._providers.values() if item.proxy is None]
 
     def _gauge(self, route: Route, target: Target) -> _Gauged:
         upstream = upstream_label(route, target)

@@ -190,6 +190,7 @@ LAYERS = (
         "gateway/exchange.py",
         "gateway/reply.py",
         "gateway/stream.py",
+        "gateway/warmth.py",
         "gateway/watch.py",
     ),
     (

@@ -163,6 +163,7 @@ class Worker:
         match order:
             case Begin():
                 self._gateway.serve(self._listening)
+                self._gateway.warm()
             case ShowStreams(number):
                 self._channel.send(Streams(number, self._gateway.live.shown()))
             case Adopt():

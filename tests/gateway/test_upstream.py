@@ -33,6 +33,7 @@ from gateway.core.errors import (
 )
 from gateway.core.events import ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
 from gateway.core.ledger import Settlement
+from gateway.exchange import IS_SHORT
 from gateway.pipeline import DRAINED, HEDGE_LOST
 from gateway.providers.anthropic import Anthropic
 from gateway.providers.base import Provider, ProviderOptions
@@ -269,15 +270,15 @@ async def test_only_listed_headers_of_the_answer_travel_on() -> None:
 async def test_an_attempt_shows_nothing_of_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither what was asked nor the answer: a loop that tells of a failure shows the object that it was in."""
     shown: list[str] = []
-    pass_on = upstream._Attempt._take
+    really = upstream._Attempt._pass_on
 
-    def take(attempt: upstream._Attempt, *args: Any) -> bool:
+    def pass_on(attempt: upstream._Attempt, events: list[Event], arrived_at_s: float) -> None:
         try:
-            return pass_on(attempt, *args)
+            really(attempt, events, arrived_at_s)
         finally:
             shown.append(repr(attempt))
 
-    monkeypatch.setattr(upstream._Attempt, "_take", take)
+    monkeypatch.setattr(upstream._Attempt, "_pass_on", pass_on)
     held = openai_chunk({"role": "assistant", "content": ""}, said="canary")
     async with playing(STREAM + chunk(held), 0.02, chunk(text("canary"), FINISH, DONE) + END) as relay:
         await relay(make_call(content="canary"))
@@ -697,6 +698,30 @@ async def test_a_connection_is_used_again_after_a_complete_stream() -> None:
         await relay()
         await relay()
         assert [request.connection for request in server.requests] == [1, 1]
+
+
+async def test_a_call_uses_the_connection_that_was_made_ready_for_it() -> None:
+    """It waits for no handshake, and counts none."""
+    async with ScriptedUpstream() as server, Relay(server.url) as relay:
+        [warmed] = relay.upstream.warmed()
+        assert warmed.asked_at_s < 0, "nobody has asked it"
+        await warmed.warm()
+        await warmed.warm()
+        assert server.connection_count == IS_SHORT
+        before_s = time.monotonic()
+        await relay()
+        assert server.connection_count == 1
+        assert before_s <= warmed.asked_at_s <= time.monotonic()
+        assert (relay.settled[0].connect_s is None) == IS_SHORT
+
+
+async def test_no_connection_is_made_ready_to_what_cannot_be_reached_or_is_behind_a_proxy() -> None:
+    """The one is nobody's error, the other is not asked that way."""
+    async with Relay(f"http://127.0.0.1:{free_port()}") as relay:
+        [warmed] = relay.upstream.warmed()
+        await warmed.warm()
+        relay.provider.proxy = "http://127.0.0.1:1"
+        assert relay.upstream.warmed() == []
 
 
 async def test_a_connection_whose_last_chunk_is_a_little_late_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:

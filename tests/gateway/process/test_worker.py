@@ -15,6 +15,7 @@ from gateway.app import config_hash
 from gateway.config import parse_config
 from gateway.core.call import Call
 from gateway.core.errors import ConfigError
+from gateway.exchange import IS_SHORT
 from gateway.pipeline import Next, Send
 from gateway.process.member import WORKER, Member, Started
 from gateway.process.messages import Commission, Ready, Refused
@@ -23,11 +24,11 @@ from gateway.telemetry.collector import SlabCollector
 from tests.eventually import TIMEOUT_S, eventually
 from tests.exposition import Exposition
 from tests.raw_client import RawClient, chat, connected, exchange, parse, request
-from tests.scripted_upstream import DONE, texts_of
+from tests.scripted_upstream import DONE, ScriptedUpstream, texts_of
 
 ROOT = Path(__file__).parents[3]
 PATH = "/v1/chat/completions"
-SIMULATED = {"providers": {"sim": {"kind": "simulator"}}, "server": {"drain_timeout_s": 20}}
+SIMULATED: dict[str, Any] = {"providers": {"sim": {"kind": "simulator"}}, "server": {"drain_timeout_s": 20}}
 SLOW = "sim/mill?first_token_s=0.01&token_count=20&interval_s=0.1"
 
 
@@ -163,6 +164,18 @@ def test_a_loop_that_is_not_installed_is_a_fault_only_where_it_was_asked_for(mon
     assert loop_factory_of(parse_config("server: {event_loop: auto}", "my.yaml", {})) is None
     with pytest.raises(ConfigError, match=r"my.yaml: server.event_loop: uvloop is not installed here"):
         loop_factory_of(parse_config("server: {event_loop: uvloop}", "my.yaml", {}))
+
+
+@pytest.mark.skipif(not IS_SHORT, reason="on the public path connections are made when they are wanted")
+async def test_a_worker_that_serves_has_a_connection_to_each_provider_ready(fleet: Fleet) -> None:
+    """So that the first token waits for no handshake."""
+    async with ScriptedUpstream() as one, ScriptedUpstream() as other:
+        providers = {
+            name: {"kind": "openai-compatible", "base_url": server.url, "api_key": "none"}
+            for name, server in (("one", one), ("other", other))
+        }
+        await fleet.serve({**SIMULATED, "providers": {**SIMULATED["providers"], **providers}})
+        await eventually(lambda: one.connection_count == other.connection_count == 1)
 
 
 # --- leaving
