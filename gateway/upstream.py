@@ -381,11 +381,13 @@ class _Attempt(Struct, eq=False):
         """
         feed, send, watch, monotonic = decoder.feed, self._send, self._watch, time.monotonic
         observe_gap, observe_transit = self._gauged.gap.observe, self._gauged.transit.observe
+        has_sent = self.has_sent
 
         def take(data: bytes, arrived_at_s: float) -> bool:
+            nonlocal has_sent
             events = feed(data)
             if events:
-                if self.has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
+                if has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
                     before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
                     if before_s is not None:
                         observe_gap(arrived_at_s - before_s)
@@ -393,6 +395,7 @@ class _Attempt(Struct, eq=False):
                     observe_transit(monotonic() - arrived_at_s)
                     return decoder.is_complete
                 self._pass_on(events, arrived_at_s)
+                has_sent = self.has_sent
             if decoder.is_replaying:  # what the client has already is a sign of life, if nothing new
                 watch.note_progress(arrived_at_s)
             return decoder.is_complete

@@ -21,8 +21,6 @@ from math import inf
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
-from msgspec import Struct, field
-
 from gateway.core.call import Flow
 
 Limit = Literal["ttft", "stall", "total"]
@@ -100,7 +98,7 @@ class Alarm:
                 self._set(self._due[0][0])
 
 
-class Watch(Struct, eq=False):
+class Watch:
     """A context that raises ``TimeoutError`` out of its body when a limit runs out; ``expired`` names it.
 
     It is what ``asyncio.timeout`` is, and cancels the task in whose awaits it is used; but its body is not entered by
@@ -109,20 +107,36 @@ class Watch(Struct, eq=False):
     ``is_stream`` is false for an answer that is asked for whole: it has no tokens to watch, only a total. While
     ``flow`` is paused no token is waited for. The total counts from ``asked_at_s``, when the client asked, over all
     attempts; a body is not begun when those before it have used that up.
+
+    It is no struct, as is faster made: what is written for every token is written three times as fast in slots.
     """
 
-    limits: Limits
-    is_stream: bool
-    flow: Flow
-    asked_at_s: float | None = None
-    alarm: Alarm = field(default_factory=Alarm)
-    progress_at_s: float | None = None
-    expired: Limit | None = None
-    _began_at_s: float = 0.0
-    _total_at_s: float = 0.0
-    _task: asyncio.Task[Any] | None = None
-    _cancelling: int = 0
-    _number: int = 0
+    __slots__ = (
+        "_began_at_s", "_cancelling", "_number", "_task", "_total_at_s", "alarm", "asked_at_s", "expired", "flow",
+        "is_stream", "limits", "progress_at_s",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        is_stream: bool,
+        flow: Flow,
+        asked_at_s: float | None = None,
+        alarm: Alarm | None = None,
+    ) -> None:
+        self.limits = limits
+        self.is_stream = is_stream
+        self.flow = flow
+        self.asked_at_s = asked_at_s
+        self.alarm = Alarm() if alarm is None else alarm
+        self.progress_at_s: float | None = None
+        self.expired: Limit | None = None
+        self._began_at_s = 0.0
+        self._total_at_s = 0.0
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._number = 0
 
     def note_progress(self, at_s: float) -> float:
         """A token came then; returns how long after the one before, or after the client was waited for: -1 if none.
