@@ -16,7 +16,6 @@ has ``MILLRACE_PUBLIC_PATH``.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,6 +25,7 @@ from typing import Any, Final, cast
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
 
+from gateway.expectations import expect, failing, unlike
 from gateway.reply import Reply
 
 _MISSING: tuple[str, ...] = ()
@@ -201,20 +201,11 @@ _START: Final = frozenset({
 def _faults() -> Iterator[str]:
     """Yield the names of what is not as this file expects it; never raises."""
     yield from _MISSING
-    for name, (owner, attribute, expected) in _SIGNATURES.items():
-        try:
-            found = list(inspect.signature(getattr(owner, attribute)).parameters)
-        except (AttributeError, TypeError, ValueError):
-            found = []
-        if found != expected:
-            yield name
+    yield from unlike(_SIGNATURES)
     names = getattr(getattr(web.RequestHandler.start, "__code__", None), "co_names", ())
     for name in sorted(_START.symmetric_difference(name for name in names if name.startswith("_"))):
         yield f"RequestHandler.start: {name}"
-    try:
-        _rehearse()
-    except Exception as error:  # noqa: BLE001, whatever it is, aiohttp's own way may still do
-        yield f"a request that is fed by hand: {type(error).__name__}: {error}"
+    yield from failing(_rehearse, "a request that is fed by hand")
 
 
 def _rehearse() -> None:
@@ -224,13 +215,8 @@ def _rehearse() -> None:
     connection = Connection(server, loop=loop)
     connection.data_received(b"POST /a?b HTTP/1.1\r\nhost: c\r\ncontent-length: 2\r\n\r\n{}")
     [(message, payload)] = connection._messages  # noqa: SLF001, as in the class
-    _expect(type(message) is RawRequestMessage and message.path == "/a?b" and not message.upgrade, "the head")
-    _expect(payload.is_eof() and whole_body(payload) == b"{}", "the body")
-
-
-def _expect(what_is: bool, what: str) -> None:  # noqa: FBT001, as in an assertion
-    if not what_is:
-        raise LookupError(what)
+    expect(type(message) is RawRequestMessage and message.path == "/a?b" and not message.upgrade, "the head")
+    expect(payload.is_eof() and whole_body(payload) == b"{}", "the body")
 
 
 FAULTS: Final = tuple(_faults())

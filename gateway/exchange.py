@@ -27,7 +27,6 @@ and then stops reading from the provider.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 import os
 import re
@@ -44,6 +43,7 @@ from yarl import URL
 
 from gateway.core.call import Flow, OpenFlow
 from gateway.core.kept import Kept
+from gateway.expectations import expect, failing, unlike
 from gateway.plain_answer import Chunked, Sized, read_head
 
 _MISSING: tuple[str, ...] = ()
@@ -779,20 +779,11 @@ _NAMES: Final = {
 def _faults() -> Iterator[str]:
     """Yield the names of what is not as this file expects it; never raises."""
     yield from _MISSING
-    for name, (owner, attribute, expected) in _SIGNATURES.items():
-        try:
-            found = list(inspect.signature(getattr(owner, attribute)).parameters)
-        except (AttributeError, TypeError, ValueError):
-            found = []
-        if found != expected:
-            yield name
+    yield from unlike(_SIGNATURES)
     yield from (name for name, (owner, attribute) in _NAMES.items() if not hasattr(owner, attribute))
     made = aiohttp.BaseConnector.__init__.__code__.co_names
     yield from (f"BaseConnector.{name}" for name in ("_factory", "_conns") if name not in made)
-    try:
-        _rehearse()
-    except Exception as error:  # noqa: BLE001, whatever it is, the public way may still do
-        yield f"an answer that is fed and pushed by hand: {type(error).__name__}: {error}"
+    yield from failing(_rehearse, "an answer that is fed and pushed by hand")
 
 
 def _rehearse() -> None:
@@ -801,33 +792,28 @@ def _rehearse() -> None:
     asked = connection.ask()
     connection.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     status, body = cast("tuple[int, PlainBody]", cast("_NoFuture", asked).result[::2])
-    _expect(status == 200 and connection.body is body and body.reader is None, "the head")
+    expect(status == 200 and connection.body is body and body.reader is None, "the head")
     got: list[bytes] = []
     sink = connection.sink = _Sink(connection, lambda data, _: got.append(data) is not None, _OPEN)  # type: ignore[func-returns-value]  # it has never enough
     sink.stopped = connection.make_future()
     connection.data_received(b"3\r\none\r\n3\r\ntwo\r\n")
-    _expect(got == [b"onetwo"], "the chunks of a read")
+    expect(got == [b"onetwo"], "the chunks of a read")
     connection.data_received(b"5\r\nthr")
     connection.data_received(b"ee\r\n4;ext=1\r\nfou")
     reader = body.reader
-    _expect(got == [b"onetwo", b"thr", b"eefou"] and connection.body is None, "a chunk that is not plain")
-    _expect(type(reader) is _PushReader and reader._protocol is connection, "the reader")  # noqa: SLF001
+    expect(got == [b"onetwo", b"thr", b"eefou"] and connection.body is None, "a chunk that is not plain")
+    expect(type(reader) is _PushReader and reader._protocol is connection, "the reader")  # noqa: SLF001
     connection.data_received(b"r\r\n0\r\n\r\n")
-    _expect(got[3:] == [b"r"] and connection.sink is None, "the end of a body")
-    _expect(body.is_eof() and not connection.should_close, "a connection behind its answer")
+    expect(got[3:] == [b"r"] and connection.sink is None, "the end of a body")
+    expect(body.is_eof() and not connection.should_close, "a connection behind its answer")
     connection.ask()
     connection.data_received(b"HTTP/1.0 200 OK\r\nContent-Length: 4\r\nConnection: keep-alive\r\n\r\nfour")
     message, content = _at_once(connection.read())
-    _expect(message.code == 200 and message.headers["content-length"] == "4", "a head that is not plain")
-    _expect(content.read_nowait() == b"four" and content.is_eof(), "a body that is not plain")
-    _expect(type(content) is StreamReader and not connection.should_close, "a connection behind its second answer")
+    expect(message.code == 200 and message.headers["content-length"] == "4", "a head that is not plain")
+    expect(content.read_nowait() == b"four" and content.is_eof(), "a body that is not plain")
+    expect(type(content) is StreamReader and not connection.should_close, "a connection behind its second answer")
     connection.data_received(b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n")
-    _expect(connection.should_close, "a connection that has spoken unasked")
-
-
-def _expect(what_is: bool, what: str) -> None:  # noqa: FBT001, as in an assertion
-    if not what_is:
-        raise LookupError(what)
+    expect(connection.should_close, "a connection that has spoken unasked")
 
 
 class _NoLoop:

@@ -185,6 +185,7 @@ LAYERS = (
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
     (
         "gateway/config.py",
+        "gateway/expectations.py",
         "gateway/connection.py",
         "gateway/plain_answer.py",
         "gateway/exchange.py",
