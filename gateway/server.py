@@ -54,9 +54,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 
 FORWARDED_HEADERS = tuple(
     (name, istr(name))  # which is found without being made small
-    for name in (
-        *("anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta", "traceparent", "tracestate"),
-    )
+    for name in ("anthropic-beta", "anthropic-version", "idempotency-key", "openai-beta", "traceparent", "tracestate")
 )
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 _WHOLE_LINES = header_lines({"content-type": "application/json"})
@@ -248,14 +246,8 @@ class Server:
             if error.args == (DRAINED,):
                 raise _stopping_at(request) from error
             raise
-        for event in events:
-            if type(event) is StreamStarted:
-                headers = _target_headers(event)
-                break
-        else:
-            headers = {}
-        if told := call.trace.told_client:
-            headers["traceparent"] = told
+        started = next((event for event in events if type(event) is StreamStarted), None)
+        headers = {**_target_headers(started), **_trace_headers(call.trace)}
         return Reply(self._port, call.endpoint, headers, dialect.answer(call, events), lines=_WHOLE_LINES)
 
     async def _stream(
