@@ -88,6 +88,34 @@ async def test_whoever_shares_the_socket_may_accept_and_the_others_go_on() -> No
         await heard_at(port)
 
 
+async def test_who_is_busy_accepts_one_for_each_millisecond_that_it_was() -> None:
+    """So nobody waits for many turns of its loop; and who rests leaves others to who shares the socket."""
+    (sock,) = open_sockets("127.0.0.1", 0, "my.yaml")
+    now_s, accepted = 100.0, []
+
+    class Counted(Greeter):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.append(self)
+            super().connection_made(transport)
+
+    acceptor = Acceptor([sock], Counted, clock=lambda: now_s)
+    turns: list[Callable[[], None]] = []
+    loop = asyncio.get_running_loop()
+    with ExitStack() as waiting, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "add_reader", lambda _, take, of: turns.append(lambda: take(of)))
+        acceptor.start()
+        for _ in range(12):
+            waiting.enter_context(socket.create_connection(sock.getsockname()))
+        counts = []
+        for passed_s in (0.0, 0.0056, 0.0001, 3600.0, 0.02):
+            now_s += passed_s
+            turns[0]()
+            counts.append(len(acceptor._beginning))
+        await acceptor.stop(takes_rest=False)
+    assert counts == [1, 7, 8, 9, 12]
+    assert len(accepted) == 12
+
+
 async def test_the_last_one_takes_who_waits_before_it_stops() -> None:
     """They would be reset otherwise, and have done nothing wrong."""
     (sock,) = open_sockets("127.0.0.1", 0, "my.yaml")
