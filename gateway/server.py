@@ -207,6 +207,7 @@ class Server:
                 return response
         finally:
             self._live.discard(task)
+            del task  # it keeps what it was cancelled with, and by that this frame: nobody would ever clear that up
             if self._ended is not None and not self._live and not self._ended.done():
                 self._ended.set_result(None)
 
