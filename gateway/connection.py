@@ -3,7 +3,8 @@
 This file reaches below aiohttp's public surface on the clients' side, as ``exchange.py`` does on the providers'. What
 it keeps of aiohttp is its parser in C, its requests and its way of ending an answer. What it leaves out, for requests
 that are whole and as usual, is a task of its own for each (making it, waking it, waking who waits for it) and a second
-look of the parser at what it has read already. That is a seventh of what a short answer costs on this side.
+look of the parser at what it has read already. That is a seventh of what a short answer costs on this side. And a head
+that came before on the connection is not parsed again, see gateway/known_head.py.
 
 A task of its own gave each request its own context variables. Here requests share their connection's, as long as they
 leave them as they were; where one does not, the connection goes on in a new task, with those it began with.
@@ -20,35 +21,55 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from contextvars import copy_context
+from types import SimpleNamespace
 from typing import Any, Final, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.base_protocol import BaseProtocol
+from aiohttp.hdrs import CONTENT_LENGTH
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.expectations import expect, failing, unlike
+from gateway.known_head import KnownHead
 from gateway.reply import Reply
 
 _MISSING: tuple[str, ...] = ()
 try:
     from aiohttp.http_parser import RawRequestMessage
     from aiohttp.http_writer import StreamWriter
+    from aiohttp.streams import EMPTY_PAYLOAD
 except ImportError as error:
     _MISSING = (str(error),)
     RawRequestMessage = StreamWriter = type("Missing", (), {})  # type: ignore[assignment, misc]
+    EMPTY_PAYLOAD = None  # type: ignore[assignment, misc]
 
+LESSONS: Final = 4
+"""How many heads of a connection are learned in vain: a client that says another each time is not asked to repeat."""
+
+
+_Received = tuple[Any, StreamReader | bytes]
+"""A request's head, and its body: that is bytes where it went past the parser."""
 
 IS_SHORT = True
 """Settled at the end of this file, behind what needs it."""
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's connection, which handles a usual request in its own task."""
+    """aiohttp's connection, which handles a usual request in its own task, and knows its head when it comes again.
 
-    __slots__ = ("_has_paused",)
+    ``_owed_bytes`` is how much of a request aiohttp's parser has not had yet: 0 between two, below that where it is not
+    known.
+    """
+
+    __slots__ = ("_has_paused", "_known", "_lessons", "_message", "_owed_bytes")
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._has_paused = False
+        self._known: KnownHead | None = None
+        self._message: RawRequestMessage
+        self._lessons = LESSONS
+        self._owed_bytes = 0
 
     def pause_reading(self) -> None:
         """Read nothing more for now."""
@@ -59,6 +80,44 @@ class Connection(web.RequestHandler):
         """Read on. That is asked for with every body, mostly in vain, and has the parser look again at what it had."""
         if self._has_paused or self._buffer_paused or not IS_SHORT:
             super().resume_reading(resume_parser)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what a read brought; a request whose head is known goes past the parser, which has to be between two."""
+        head: KnownHead | None = None
+        if self._owed_bytes == 0 and data and IS_SHORT:
+            if self._known is not None and self._recall(self._known, data):
+                return
+            head = KnownHead.of(data) if self._lessons else None
+            self._owed_bytes = -1 if head is None else head.request_bytes
+        if self._owed_bytes > 0:
+            self._owed_bytes = max(-1, self._owed_bytes - len(data))
+        super().data_received(data)
+        if head is not None and self._owed_bytes == 0:
+            self._learn(head)
+
+    def _recall(self, known: KnownHead, data: bytes) -> bool:
+        """Take a request whose head has come before, if a request is waited for; returns whether it is one."""
+        waiter = self._waiter
+        found = known.recall(data) if waiter is not None and not waiter.done() else None
+        if found is None or waiter is None:
+            return False
+        length, body = found
+        message = self._message if length == known.length else _with_length(self._message, length)
+        self._lessons = LESSONS
+        self._request_count += 1
+        self._messages.append((message, body))  # type: ignore[arg-type]  # who takes it is below
+        waiter.set_result(None)
+        return True
+
+    def _learn(self, head: KnownHead) -> None:
+        """Keep what the parser has made of a head, if it was all of one plain request."""
+        if len(self._messages) != 1:
+            return
+        message, payload = cast("_Received", self._messages[0])
+        is_whole = type(message) is RawRequestMessage and type(payload) is StreamReader and payload.is_eof()
+        if is_whole and not (message.compression or message.upgrade or message.chunked):
+            self._known, self._message = head, message
+            self._lessons -= 1
 
     async def start(self) -> None:
         """Handle the requests of the connection, one after the other; aiohttp's own does the same with more tasks."""
@@ -73,12 +132,15 @@ class Connection(web.RequestHandler):
                     await self._waiter
                 finally:
                     self._waiter = None
-            message, payload = self._messages[0]
+            message, payload = cast("_Received", self._messages[0])
             if type(message) is not RawRequestMessage or message.upgrade or self._buffer_paused:
+                self._owed_bytes = -1  # from now on all is aiohttp's
                 await super().start()
                 return
             self._messages.popleft()
-            if not await self._serve(message, payload):
+            serving = self._serve(message, payload)
+            del payload  # it is long where it is bytes, and only who takes it is to hold it
+            if not await serving:
                 break
             if copy_context() != context:  # something was left in it, which the next request is not to find
                 self._task_handler = self._loop.create_task(self.start(), context=context)
@@ -88,16 +150,23 @@ class Connection(web.RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _serve(self, message: RawRequestMessage, payload: StreamReader) -> bool:
-        """Answer a request; returns whether the connection is good for another."""
+    async def _serve(self, message: RawRequestMessage, payload: StreamReader | bytes) -> bool:
+        """Answer a request; returns whether the connection is good for another.
+
+        A body that went past the parser is given to its request as one that has been read.
+        """
         manager, parser, factory, handler = self._manager, self._parser, self._request_factory, self._request_handler
         if manager is None or parser is None or factory is None or handler is None:
             return False  # it has just been lost
+        body: bytes | None = None
+        if isinstance(payload, bytes):
+            body, payload = payload, EMPTY_PAYLOAD
         is_whole = payload.is_eof()
         if is_whole:
             parser.message_consumed()
         manager.requests_count += 1
         request = factory(message, payload, self, StreamWriter(self, self._loop), self._task_handler)  # type: ignore[arg-type]  # it is there while the connection is
+        request._read_bytes, body = body, None  # noqa: SLF001, aiohttp keeps it there for who asks again
         try:
             response, is_lost = await self._handle_request(request, None, handler)
             if is_lost:
@@ -158,9 +227,25 @@ class Connection(web.RequestHandler):
                 self.data_received(b"")
 
 
-def whole_body(content: StreamReader) -> bytes | None:
+def _with_length(message: RawRequestMessage, length: bytes) -> RawRequestMessage:
+    """Return a message for a body of another length."""
+    raw = message.raw_headers
+    at = next(at for at, (name, _) in enumerate(raw) if name.lower() == b"content-length")
+    name = raw[at][0]
+    headers = CIMultiDict(message.headers)
+    headers[CONTENT_LENGTH] = length.decode()  # the parser has its own spelling of common names
+    return message._replace(headers=CIMultiDictProxy(headers), raw_headers=(*raw[:at], (name, length), *raw[at + 1 :]))
+
+
+def whole_body(request: web.BaseRequest) -> bytes | None:
     """Take the body of a request where all of it has come; returns ``None`` where it has to be waited for."""
-    if IS_SHORT and type(content) is StreamReader and content._eof and content._exception is None:  # noqa: SLF001, see above
+    if not IS_SHORT:
+        return None
+    body, request._read_bytes = request._read_bytes, None  # noqa: SLF001, see above
+    if body is not None:
+        return body
+    content = request.content
+    if type(content) is StreamReader and content._eof and content._exception is None:  # noqa: SLF001, the same
         pieces = content._buffer  # noqa: SLF001, the same
         if not content._buffer_offset:  # noqa: SLF001, the same
             return pieces.popleft() if len(pieces) == 1 else b"".join([pieces.popleft() for _ in range(len(pieces))])
@@ -202,6 +287,8 @@ def _faults() -> Iterator[str]:
     """Yield the names of what is not as this file expects it; never raises."""
     yield from _MISSING
     yield from unlike(_SIGNATURES)
+    if not hasattr(web.BaseRequest, "_read_bytes"):
+        yield "BaseRequest._read_bytes"
     names = getattr(getattr(web.RequestHandler.start, "__code__", None), "co_names", ())
     for name in sorted(_START.symmetric_difference(name for name in names if name.startswith("_"))):
         yield f"RequestHandler.start: {name}"
@@ -212,11 +299,19 @@ def _rehearse() -> None:
     """Feed a request to a connection that has no socket, and take its body; raises if that goes wrong."""
     loop = cast("asyncio.AbstractEventLoop", object())  # it is for what is awaited: nothing is
     server = web.Server(cast("Any", None), loop=loop)
-    connection = Connection(server, loop=loop)
-    connection.data_received(b"POST /a?b HTTP/1.1\r\nhost: c\r\ncontent-length: 2\r\n\r\n{}")
+    head = b"POST /a?b HTTP/1.1\r\nhost: c\r\ncontent-length: %d\r\nX-d: e\r\n\r\n"
+    connection, other = Connection(server, loop=loop), Connection(server, loop=loop)
+    connection.data_received(head % 2 + b"{}")
     [(message, payload)] = connection._messages  # noqa: SLF001, as in the class
     expect(type(message) is RawRequestMessage and message.path == "/a?b" and not message.upgrade, "the head")
-    expect(payload.is_eof() and whole_body(payload) == b"{}", "the body")
+    request = cast("web.BaseRequest", SimpleNamespace(_read_bytes=None, content=payload))
+    expect(payload.is_eof() and whole_body(request) == b"{}", "the body")
+    connection._messages.clear()  # noqa: SLF001, the same
+    connection._waiter = cast("Any", SimpleNamespace(done=lambda: False, set_result=lambda _: None))  # noqa: SLF001
+    connection.data_received(head % 3 + b"{ }")
+    other.data_received(head % 3 + b"{ }")
+    [(known, body)], [(parsed, _)] = cast("list[_Received]", connection._messages), other._messages  # noqa: SLF001
+    expect(body == b"{ }" and repr(known) == repr(parsed), "a head that came before")
 
 
 FAULTS: Final = tuple(_faults())

@@ -214,7 +214,7 @@ class Server:
     async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
         """Read the body into the call; a caller without a key is refused before a byte of it is read."""
         self._authenticate(call.credential)
-        body = whole_body(request.content)  # which is there for most requests
+        body = whole_body(request)  # which is there for most requests
         if body is None:
             body = await self._body(request)
         elif len(body) > request.client_max_size:

@@ -13,9 +13,11 @@ from functools import partial
 import pytest
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.test_utils import make_mocked_request
 
 from gateway import connection
 from gateway.connection import Connection, whole_body
+from gateway.known_head import KnownHead
 from gateway.reply import Reply
 from tests.eventually import eventually
 from tests.gateway.test_reply import OnePort
@@ -53,7 +55,7 @@ def answer(body: bytes, **headers: str) -> Reply:
 
 async def echo(request: web.BaseRequest) -> web.StreamResponse:
     """Answer with what was sent."""
-    body = whole_body(request.content)
+    body = whole_body(request)
     return answer(await request.read() if body is None else body)
 
 
@@ -313,19 +315,144 @@ async def test_a_body_is_taken_once_and_only_when_it_is_whole(monkeypatch: pytes
     monkeypatch.setattr(connection, "IS_SHORT", True)
     protocol = Connection(web.Server(echo), loop=asyncio.get_running_loop())
     content = StreamReader(protocol, 4096, loop=asyncio.get_running_loop())
+    asked = make_mocked_request("POST", "/", payload=content)
     content.feed_data(b"one ")
-    assert whole_body(content) is None
+    assert whole_body(asked) is None
     content.feed_data(b"two")
     content.feed_eof()
     monkeypatch.setattr(connection, "IS_SHORT", False)
-    assert whole_body(content) is None
+    assert whole_body(asked) is None
     monkeypatch.setattr(connection, "IS_SHORT", True)
-    assert whole_body(content) == b"one two"
-    assert whole_body(content) == b""
+    assert whole_body(asked) == b"one two"
+    assert whole_body(asked) == b""
     broken = StreamReader(protocol, 4096, loop=asyncio.get_running_loop())
     broken.feed_eof()
     broken.set_exception(ValueError())
-    assert whole_body(broken) is None
+    assert whole_body(make_mocked_request("POST", "/", payload=broken)) is None
+
+
+# --- heads that came before
+
+
+def show(heads: list[tuple[object, ...]]) -> Handler:
+    """Return what answers like ``echo``, and writes down all that is known of a request."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        headers, parts = list(request.headers.items()), (request.method, request.version, request.keep_alive)
+        heads.append((*parts, str(request.rel_url), headers, request.raw_headers, request.content_length))
+        return await echo(request)
+
+    return handle
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("body", [b"{}", b"[]", b"{" + b" " * 98 + b"}", b"\r\n\r\n", b" " * 40_000])
+async def test_a_head_that_came_before_means_what_it_meant(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the length of the body, which is its own: nobody can see that it was not parsed again."""
+    heads: list[tuple[object, ...]] = []
+    parsed = []
+
+    def parse_too(self: web.RequestHandler, data: bytes) -> None:
+        parsed.append(data)
+        original(self, data)
+
+    original = web.RequestHandler.data_received
+    async with serving(show(heads)) as url:
+        async with connected(url) as client:
+            for sent in (b"{}", body, b"{}", body):
+                await client.send(request("/a%20b?c=d", sent, X_Who="me"))
+                assert (await client.answer()).body == sent
+            monkeypatch.setattr(web.RequestHandler, "data_received", parse_too)
+            await client.send(request("/a%20b?c=d", body, X_Who="me"))
+            assert (await client.answer()).body == body
+        assert bool(parsed) == (not connection.IS_SHORT)
+        async with connected(url) as client:
+            await client.send(request("/a%20b?c=d", body, X_Who="me"))
+            assert (await client.answer()).body == body
+    assert heads[0] == heads[2]
+    assert heads[1] == heads[3] == heads[4] == heads[5]
+    assert heads[1][-1] == len(body)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    ("odd", "answers"),
+    [
+        (lambda data: [data[:30], data[30:]], [b"{}"]),
+        (lambda data: [data[:-1], data[-1:]], [b"{}"]),
+        (lambda data: [data + data], [b"{}"] * 2),
+        (lambda data: [data + data[:40], data[40:]], [b"{}"] * 2),
+        (lambda data: [data + data[:-1], data[-1:] + data], [b"{}"] * 3),
+        (lambda data: [data.replace(b"{}", b"{ }").replace(b": 2\r", b": 3\r") + data], [b"{ }", b"{}"]),
+        (lambda data: [data.replace(b": 2\r", b": 02\r")], [b"{}"]),
+        (lambda data: [data.replace(b": 2\r", b": 0\r").replace(b"{}", b"")], [b""]),
+        (lambda data: [data.replace(b"X-Who", b"x-who")], [b"{}"]),
+        (lambda data: [data.replace(b"X-Who: me", b"X-Who: you")], [b"{}"]),
+        (lambda data: [data.replace(b"X-Who", b"Connection: close\r\nX-Who")], [b"{}"]),
+    ],
+)  # fmt: skip
+async def test_what_is_not_a_whole_request_behind_a_known_head_is_read_by_the_parser(
+    odd: Callable[[bytes], list[bytes]], answers: list[bytes]
+) -> None:
+    """In pieces, with more behind it, with another head: and those behind that are answered too."""
+    data = request("/", b"{}", X_Who="me")
+    async with serving(echo) as url, connected(url) as client:
+        for _ in range(3):
+            for _ in range(2):
+                await client.send(data)
+                assert (await client.answer()).body == b"{}"
+            for piece in odd(data):
+                await client.send(piece)
+                await asyncio.sleep(0.01)
+            assert [(await client.answer()).body for _ in answers] == answers
+            if b"close" in odd(data)[0]:
+                break
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize(
+    "length",
+    [b"+2", b"-2", b"2 ", b" 2", b"2,2", b"0x2", b"2_0", b"1234567890", b"\xc2\xb2", b"", b"2\r\nContent-Length: 2"],
+)
+async def test_a_length_that_is_none_is_refused_behind_a_known_head_too(length: bytes) -> None:
+    """Or understood, as the parser does it on a fresh connection."""
+    data = request("/", b"{}")
+    odd = data.replace(b": 2\r", b": " + length + b"\r")
+
+    async def status_of(requests: list[bytes]) -> int:
+        async with serving(echo) as url, connected(url) as client:
+            for sent in requests:
+                await client.send(sent)
+                await client.answer()
+            await client.send(odd + b" " * 10)
+            try:
+                async with asyncio.timeout(0.5):
+                    return (await client.answer()).status
+            except (TimeoutError, ConnectionError, EOFError):
+                return 0
+
+    assert await status_of([data, data]) == await status_of([])
+
+
+async def test_a_client_with_another_head_each_time_is_not_asked_to_repeat_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To learn them costs more than it will ever save."""
+    monkeypatch.setattr(connection, "IS_SHORT", True)
+    learned = []
+    monkeypatch.setattr(Connection, "_learn", lambda _, head: learned.append(head))
+    async with serving(echo) as url, connected(url) as client:
+        for number in range(4):
+            await client.send(request("/", b"{}", X_Number=str(number)))
+            await client.answer()
+    assert len(learned) == 4
+    monkeypatch.undo()
+    monkeypatch.setattr(connection, "IS_SHORT", True)
+    taken = []
+    monkeypatch.setattr(KnownHead, "of", classmethod(lambda _, data: taken.append(data)))
+    async with serving(echo) as url, connected(url) as client:
+        for number in range(connection.LESSONS + 3):
+            await client.send(request("/", b"{}", X_Number=str(number)))
+            await client.answer()
+    assert len(taken) == 1
 
 
 # --- whether aiohttp is as it was
