@@ -186,6 +186,7 @@ LAYERS = (
     (
         "gateway/config.py",
         "gateway/expectations.py",
+        "gateway/known_head.py",
         "gateway/connection.py",
         "gateway/plain_answer.py",
         "gateway/exchange.py",
