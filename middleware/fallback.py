@@ -191,8 +191,6 @@ class Fallback:
             health.note_first_token(ttft_s, now_s)
         if health.breaker.open_until_s or health.shown != "closed":
             self._show(route, upstream, health, now_s)
-        if ttft_s is not None and upstream in self._shown:
-            self._show_pace(upstream, health, now_s)
 
     def note(self, route: Route, upstream: str, settlement: Settlement) -> None:
         """Learn from an attempt that has ended."""
