@@ -149,6 +149,7 @@ class Gateway:
         if self._guard is None or self._acceptor is None:
             return
         self.live.drain()
+        await self._warmth.stop()
         await self._acceptor.stop(takes_rest=give_away is None)
         self._guard.leave(give_away)
         if give_away is None:

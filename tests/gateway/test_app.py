@@ -413,6 +413,28 @@ async def test_a_stream_in_flight_is_finished_while_the_gateway_drains(make_gate
         await exchange(gateway.admin_url, request("/healthz", method="GET"))
 
 
+async def test_a_gateway_that_leaves_keeps_no_connection_ready_any_more(
+    make_gateway: MakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its providers would have connections from it for as long as its last stream takes."""
+    gateway = (await make_gateway("openai")).gateway
+    looks = []
+
+    async def look(seconds: float) -> None:
+        looks.append(seconds)
+        await sleep(0)
+
+    sleep = asyncio.sleep
+    monkeypatch.setattr(gateway._warmth, "_sleep", look)
+    gateway.warm()
+    await eventually(lambda: len(looks) > 3)
+    await gateway.leave()
+    seen = len(looks)
+    for _ in range(10):
+        await sleep(0)
+    assert len(looks) == seen
+
+
 async def test_a_call_that_begins_while_the_gateway_drains_has_the_same_time_as_the_others(
     make_gateway: MakeGateway,
 ) -> None:
