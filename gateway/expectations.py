@@ -24,6 +24,11 @@ def unlike(signatures: Signatures) -> Iterator[str]:
             yield name
 
 
+def lacking(names: Mapping[str, tuple[object, str]]) -> Iterator[str]:
+    """Yield the names of what has not the attribute; never raises."""
+    yield from (name for name, (owner, attribute) in names.items() if not hasattr(owner, attribute))
+
+
 def failing(rehearse: Callable[[], None], what: str) -> Iterator[str]:
     """Yield how a rehearsal of ``what`` went wrong, if it did; never raises."""
     try:

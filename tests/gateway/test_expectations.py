@@ -1,6 +1,6 @@
 import pytest
 
-from gateway.expectations import expect, failing, unlike
+from gateway.expectations import expect, failing, lacking, unlike
 
 
 class Library:
@@ -29,6 +29,11 @@ def test_what_has_other_parameters_or_is_not_there_is_named(
 ) -> None:
     """And what cannot be called at all."""
     assert list(unlike({"it": (Library, attribute, parameters)})) == names
+
+
+def test_what_is_not_there_is_named() -> None:
+    """Whatever it would be."""
+    assert list(lacking({"number": (Library, "number"), "it": (Library, "gone")})) == ["it"]
 
 
 def test_a_rehearsal_that_goes_wrong_is_told_with_its_reason() -> None:
