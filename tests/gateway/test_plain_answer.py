@@ -5,7 +5,7 @@ import random
 import pytest
 
 from gateway import plain_answer
-from gateway.plain_answer import MAX_HEAD_BYTES, MAX_HEADERS, MAX_KEPT, Chunked, Sized, read_head
+from gateway.plain_answer import MAX_HEAD_BYTES, MAX_HEADERS, MAX_LAYOUTS, Chunked, Sized, read_head
 from tests.scripted_upstream import END, STREAM, answer, chunk
 
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n"
@@ -113,7 +113,8 @@ def test_of_a_header_that_comes_twice_the_first_is_found_and_all_are_listed() ->
 )
 def test_a_head_that_is_not_plain_is_declined(lines: bytes) -> None:
     """It may have a meaning, but that is not for us to say."""
-    assert read_head(SIZED + b"\r\n") is not None
+    for known in (SIZED, SIZED + b"x: a\r\n", SIZED + b"connection: keep-alive\r\n"):
+        assert all(read_head(known + b"\r\n") is not None for _ in range(3))
     assert read_head(lines + b"\r\nbody") is None
     assert read_head(lines + b"\r\nbody") is None, "and is not taken for known the second time"
 
@@ -125,12 +126,84 @@ def test_a_head_that_is_not_whole_is_declined() -> None:
     assert [size for size in range(len(head)) if read_head(head[:size]) is not None] == []
 
 
-def test_what_is_kept_of_heads_has_an_end() -> None:
-    """A provider can say what it likes, and say it for ever."""
-    for number in range(3 * MAX_KEPT):
-        assert read_head(b"HTTP/1.1 200 N%d\r\nContent-Length: 4\r\nX-%d: %d\r\n\r\n" % (number, number, number))
-    sizes = [len(plain_answer._STATUSES), len(plain_answer._NAMES), len(plain_answer._FIELDS)]
-    assert max(sizes) <= MAX_KEPT
+LIKE_A_PROVIDERS = [
+    (
+        b"Date: Sun, 23 Nov 2025 01:11:%02d GMT\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
+        b"Connection: keep-alive\r\nset-cookie: a=%02d; path=/\r\nx-request-id: %02d\r\nset-cookie: b\r\nx-none:\r\n"
+    ),
+    b"content-length: %d\r\ncontent-type: application/json\r\nx-ratelimit-remaining-requests:   %d\r\nx: a:%d\r\n",
+]
+
+
+@pytest.mark.parametrize("lines", LIKE_A_PROVIDERS)
+def test_a_head_with_known_names_is_read_as_it_is_without(lines: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is another in it each time."""
+    monkeypatch.setattr(plain_answer, "_LAYOUTS", [])
+    for number in range(10):
+        data = b"HTTP/1.1 20%d Said\r\n%b\r\nbody" % (number % 4, lines % (number, number, number))
+        known, read = read_head(data), plain_answer._read_lines(data.decode())
+        assert known is not None
+        assert read is not None
+        assert (known[0], known[2:]) == (read[0], read[2:]) == (200 + number % 4, (known[2], len(data) - 4))
+        assert list(known[1].items()) == list(read[1].items())
+        assert known[1].get("set-cookie") == read[1].get("set-cookie")
+        assert (known[2] is None) is (b"chunked" in lines)
+        assert len(plain_answer._LAYOUTS) >= (number > 0)
+    plain_answer._LAYOUTS[1:] = []
+    monkeypatch.setattr(plain_answer, "_read_lines", lambda _: None)
+    assert read_head(data) == known
+    for before, after in (
+        (b"HTTP/1.1 201", b"HTTP/1.1 204"),
+        (b"HTTP/1.1 201", b"HTTP/1.0 201"),
+        (b"Said\r\n", b"Sa\tid\r\n"),
+        (b"chunked", b"chunkedly"),
+        (b"keep-alive", b"close"),
+        (b"content-length: 9", b"content-length: -9"),
+        (b"content-length: 9", b"content-length: " + b"9" * 16),
+        (b"\nx", b"\ny"),
+        (b"9\r\n", b"9 \r\n"),
+        (b"9\r\n", b"9\n"),
+        (b"9\r\n", b"9\r\n 9\r\n"),
+        (b"9\r\n", b"9\r\nx: y\r\n"),
+        (b"9\r\n", b"9\0\r\n"),
+        (b"9\r\n", b"9\x85\r\n"),
+        (b"\r\n\r\n", b"\r\n"),
+    ):
+        assert data.replace(before, after, 1) == data or read_head(data.replace(before, after, 1)) is None, after
+
+
+def test_blanks_behind_a_value_are_no_part_of_it() -> None:
+    """However often such a head comes."""
+    for _ in range(2 * MAX_LAYOUTS):
+        head = read_head(SIZED + b"x-blank: a \r\n\r\n")
+        assert head is not None
+        assert head[1]["x-blank"] == "a"
+    assert ["content-length", "x-blank"] not in [layout.names for layout in plain_answer._LAYOUTS]
+
+
+def test_what_is_known_of_heads_has_an_end() -> None:
+    """A provider can say what it likes, and say it for ever; of what it says only once there is no layout."""
+    for _ in range(2):
+        for number in range(3 * MAX_LAYOUTS):
+            assert read_head(b"HTTP/1.1 200 N\r\nContent-Length: 4\r\nX-%d: %d\r\n\r\n" % (number, number))
+    assert "x-0" not in {layout.names[-1] for layout in plain_answer._LAYOUTS}
+    for number in range(3 * MAX_LAYOUTS):
+        for _ in range(3):
+            assert read_head(b"HTTP/1.1 200 N\r\nContent-Length: 4\r\nX-%d: %d\r\n\r\n" % (number, number))
+    assert plain_answer._LAYOUTS[0].names == ["content-length", f"x-{3 * MAX_LAYOUTS - 1}"]
+    assert len(plain_answer._LAYOUTS) == MAX_LAYOUTS
+    assert len(plain_answer._ONCE) <= MAX_LAYOUTS
+
+
+def test_heads_of_several_providers_are_known_at_once() -> None:
+    """The one that was read last is looked for first."""
+    heads = [b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nX-Of-%d: 1\r\n\r\n" % number for number in range(5)]
+    for _ in range(3):
+        for number, data in enumerate(heads):
+            head = read_head(data)
+            assert head is not None
+            assert head[1] == {"content-length": "4", f"x-of-{number}": "1"}
+    assert [layout.names[-1] for layout in plain_answer._LAYOUTS[:5]] == [f"x-of-{4 - number}" for number in range(5)]
 
 
 # --- bodies
