@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
 
-from aiohttp import StreamReader
+from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 
 from gateway.core.call import Flow, OpenFlow
@@ -178,11 +178,24 @@ class AbruptConnection(ResponseHandler):
     """A connection that is never closed politely: with TLS that waits for the other side, up to half a minute.
 
     A call may be cancelled while aiohttp still waits for the head of its answer, and then it is aiohttp that closes.
+
+    And what is not HTTP ends the answer in which it comes. aiohttp tells only who waits for the next head of it: who
+    reads a body would wait until a limit runs out.
     """
 
     def close(self) -> None:
         """Close, impolitely."""
         self.abort()
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """Note what has gone wrong, and tell who reads a body that has not ended."""
+        if exc_cause is None:
+            super().set_exception(exc)
+        else:
+            super().set_exception(exc, exc_cause)
+        body: StreamReader | None = getattr(self, "_payload", None)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(ClientPayloadError("the body of the answer is not valid HTTP"), exc)
 
 
 class ProviderConnection(AbruptConnection):
@@ -365,6 +378,7 @@ _SIGNATURES: Final = {
     "ResponseHandler.read": (ResponseHandler, "read", ["self"]),
     "ResponseHandler.abort": (ResponseHandler, "abort", ["self"]),
     "ResponseHandler.resume_reading": (ResponseHandler, "resume_reading", ["self", "resume_parser"]),
+    "ResponseHandler.set_exception": (ResponseHandler, "set_exception", ["self", "exc", "exc_cause"]),
     "ResponseHandler.data_received": (ResponseHandler, "data_received", ["self", "data"]),
     "ResponseHandler.connection_lost": (ResponseHandler, "connection_lost", ["self", "exc"]),
     "StreamReader.feed_data": (StreamReader, "feed_data", ["self", "data", "size"]),
@@ -394,7 +408,8 @@ def faults() -> Iterator[str]:
 
 def _rehearse() -> None:
     """Feed an answer to a connection that has no socket, and push what it has; raises if that goes wrong."""
-    connection = ProviderConnection(cast("asyncio.AbstractEventLoop", _NoLoop()))
+    loop = cast("asyncio.AbstractEventLoop", _NoLoop())
+    connection = ProviderConnection(loop)
     asked = connection.ask()
     connection.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     status, body = cast("tuple[int, PlainBody]", cast("_NoFuture", asked).result[::2])
@@ -420,6 +435,12 @@ def _rehearse() -> None:
     expect(type(content) is StreamReader and not connection.should_close, "a connection behind its second answer")
     connection.data_received(b"HTTP/1.1 408 Late\r\nContent-Length: 0\r\n\r\n")
     expect(connection.should_close, "a connection that has spoken unasked")
+    connection = ProviderConnection(loop)
+    connection.ask()
+    connection.data_received(b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+    _, content = _at_once(connection.read())
+    connection.data_received(b"zz\r\n")
+    expect(isinstance(content.exception(), ClientPayloadError), "what is not HTTP")
 
 
 class _NoLoop:

@@ -296,6 +296,18 @@ async def test_a_head_that_is_not_http_or_too_large_raises(way: str, said: bytes
     assert way
 
 
+async def test_a_body_that_is_not_http_raises_and_cuts_its_connection(way: str) -> None:
+    """Though its provider says nothing more, and does not close."""
+    script: Script = [STREAM + chunk(b"one"), 0.02, b"zz\r\n", "stall"]
+    async with ScriptedUpstream(script) as upstream, make_session() as session:
+        got = await post(session, upstream.url)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await asyncio.wait_for(got.read(1000), TIMEOUT_S)
+        got.abort()
+        await asyncio.wait_for(upstream.requests[0].gone.wait(), TIMEOUT_S)
+    assert way
+
+
 @pytest.mark.parametrize("how", ["fin", "rst"])
 async def test_a_connection_that_dies_before_the_head_raises(way: str, how: Step) -> None:
     """Also one that was kept."""

@@ -5,12 +5,14 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+import aiohttp
 import pytest
 
 from gateway import exchange
 from gateway.core.call import OpenFlow
 from gateway.exchange import relay
 from gateway.provider_connection import Content, ProviderConnection, Take
+from tests.eventually import TIMEOUT_S
 from tests.scripted_upstream import CLOSE_DELIMITED, END, STREAM, chunk
 from tests.taking import Tap, ignore, into
 
@@ -27,7 +29,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 async def fed(head: bytes, take: Take) -> tuple[ProviderConnection, asyncio.Future[None]]:
     """Return a connection without a socket whose answer has begun, and the reading of its body."""
     connection = ProviderConnection(asyncio.get_running_loop())
-    connection.connection_made(asyncio.Transport())
+    connection.connection_made(Wire())
     connection.set_response_params(read_until_eof=True)
     connection.data_received(head)
     _, content = await connection.read()
@@ -77,7 +79,7 @@ async def test_what_comes_behind_an_error_of_the_taker_is_not_passed_on() -> Non
 async def test_a_reader_that_was_pushed_can_be_read_on_in_chunks() -> None:
     """What was passed on is not counted among the chunks of who reads on, to drain the rest of an answer."""
     connection = ProviderConnection(asyncio.get_running_loop())
-    connection.connection_made(asyncio.Transport())
+    connection.connection_made(Wire())
     connection.set_response_params()
     connection.data_received(STREAM)
     _, content = await connection.read()
@@ -88,6 +90,41 @@ async def test_a_reader_that_was_pushed_can_be_read_on_in_chunks() -> None:
     connection.data_received(chunk(b"more") + END)
     assert await content.read() == b"more"
     assert not connection.should_close
+
+
+@pytest.mark.parametrize("junk", [b"zz\r\n", b"3\r\noddxx\r\n", b"\0", b"f" * 18 + b"\r\n"])
+@pytest.mark.parametrize("head", [STREAM, STREAM.replace(b"HTTP/1.1", b"HTTP/1.0")], ids=["plain", "parsed"])
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_what_is_not_http_ends_the_body_in_which_it_comes(head: bytes, junk: bytes, is_read: bool) -> None:  # noqa: FBT001, as pytest passes it
+    """At once, behind what was good of it, and whether it is read by then or not."""
+    got: list[bytes] = []
+    connection = ProviderConnection(asyncio.get_running_loop())
+    connection.connection_made(Wire())
+    asked = connection.ask()
+    connection.data_received(head)
+    plain = await asked
+    content = (await connection.read())[1] if plain is None else plain[2]
+    reading = relay(content, into(got), OpenFlow(), note_pause=ignore)
+    if is_read:
+        reading = asyncio.ensure_future(reading)
+        await asyncio.sleep(0)
+    connection.data_received(chunk(b"one"))
+    connection.data_received(chunk(b"two") + junk)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await asyncio.wait_for(reading, TIMEOUT_S)
+    assert b"".join(got).startswith(b"onetwo" if is_read else b"")
+    assert connection.should_close
+
+
+async def test_what_is_not_http_behind_an_answer_is_no_fault_of_its_body() -> None:
+    """It has ended; only its connection is of no use any more."""
+    got: list[bytes] = []
+    connection, reading = await fed(STREAM, into(got))
+    connection.data_received(chunk(b"one") + END)
+    connection.data_received(b"zz\r\n")
+    await asyncio.wait_for(reading, TIMEOUT_S)
+    assert got == [b"one"]
+    assert connection.should_close
 
 
 # --- that what is read here is what aiohttp reads

@@ -451,6 +451,17 @@ async def test_an_answer_that_is_not_http_is_an_upstream_error(said: bytes) -> N
     assert "SSH" not in error.message
 
 
+@pytest.mark.parametrize("junk", [b"zz\r\n", b"3\r\noddxx\r\n"])
+@pytest.mark.parametrize("said", [b"", chunk(ROLE, text("a"))], ids=["before text", "behind text"])
+async def test_a_stream_that_is_not_http_any_more_ends_at_once(said: bytes, junk: bytes) -> None:
+    """Its provider says nothing more and does not close; no limit is waited for."""
+    endless = Limits(ttft_timeout_s=600.0, stall_timeout_s=600.0)
+    error, relay = await fail(STREAM + said, *([SENT] if said else [0.05]), junk, "stall", limits=endless)
+    assert isinstance(error, StreamInterrupted)
+    assert error.retryable
+    assert relay.text == ("a" if said else "")
+
+
 async def test_an_html_page_for_a_stream_is_an_interruption() -> None:
     """A login page with status 200 is no answer."""
     error, relay = await fail(answer(200, b"<html>Sign in</html>", content_type="text/html"))
