@@ -187,14 +187,20 @@ class Chunked:
     def _feed(self, data: bytes) -> bytes:
         data, self._begun = self._begun + data, b""
         pieces: list[bytes] = []
-        at = self._go_on(data, 0, pieces)
+        at = self._go_on(data, 0, pieces) if self._left else 0
         while not self._left and at < len(data):
             line = _SIZE.match(data, at)
             if line is None or data.startswith(b"0", at):
                 self._end(data[at:])
                 break
-            self._left = int(line[1], 16) + 2
-            at = self._go_on(data, line.end(), pieces)
+            at = line.end()
+            end = at + int(line[1], 16)
+            if data.startswith(b"\r\n", end):
+                pieces.append(data[at:end])
+                at = end + 2
+            else:
+                self._left = end - at + 2
+                at = self._go_on(data, at, pieces)
         else:
             if at < len(data):
                 self.odd, self.is_over = data[at:], True

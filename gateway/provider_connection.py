@@ -57,17 +57,6 @@ class PlainBody:
         """Return whether all of the body has come."""
         return self.framing.has_ended if self.reader is None else self.reader.is_eof()
 
-    def exception(self) -> BaseException | None:
-        """Return what the transport has raised."""
-        return None if self.reader is None else self.reader.exception()
-
-    def read_nowait(self) -> bytes:
-        """Return what has come and was not read."""
-        if self.reader is not None:
-            return self.reader.read_nowait()
-        unseen, self.unseen = self.unseen, b""
-        return unseen
-
 
 Content: TypeAlias = bytes | StreamReader | PlainBody
 """A body that has come as a whole, mostly with its head, or what brings it."""
@@ -119,18 +108,23 @@ class _Sink:
 
     def open(self, content: StreamReader | PlainBody) -> None:
         """Begin to pass on, with what has been buffered meanwhile."""
-        self.stopped = self._connection.make_future()
+        connection, pieces = self._connection, self.pieces
+        self.stopped = connection.make_future()
         self.arrived_at_s = time.monotonic()
+        reader = content.reader if isinstance(content, PlainBody) else content
+        if isinstance(content, PlainBody) and content.unseen:
+            pieces.append(content.unseen)
+            content.unseen = b""
         # Reading makes aiohttp feed what its parser had held back: behind what is buffered, so it is not passed on yet.
-        while content.exception() is None and (buffered := content.read_nowait()):
-            self.pieces.append(buffered)
+        while reader is not None and reader.exception() is None and (buffered := reader.read_nowait()):
+            pieces.append(buffered)
         self.has_ended = content.is_eof()
-        if self.pieces or self.has_ended:
+        if pieces or self.has_ended:
             self.pass_on_pieces()
-        if (error := content.exception()) is not None:
+        if reader is not None and (error := reader.exception()) is not None:
             self.fail(error)
         elif not self.stopped.done():
-            self._connection.sink = self
+            connection.sink = self
 
     def close(self) -> None:
         """Pass nothing on any more."""
@@ -312,6 +306,7 @@ class ProviderConnection(AbruptConnection):
         """Have aiohttp read the rest of a body, which begins with ``data``."""
         self.body = None
         stand_in, seen = body.framing.stand_in(body.unseen)
+        body.unseen = b""
         self._begin_parsing()
         super().data_received(stand_in)
         reader = body.reader = _at_once(self.read())[1]

@@ -448,6 +448,7 @@ def _another(*_: object) -> None:
 
 CHANGES: Final[dict[str, tuple[type, str, object]]] = {
     "TCPConnector._get": (aiohttp.TCPConnector, "_get", _another),
+    "TCPConnector._release": (aiohttp.TCPConnector, "_release", _another),
     "ResponseHandler.read": (ResponseHandler, "read", None),
     "StreamReader.feed_data": (aiohttp.StreamReader, "feed_data", _another),
     "ResponseHandler.should_close": (ResponseHandler, "should_close", ...),

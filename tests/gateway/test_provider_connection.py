@@ -105,13 +105,12 @@ async def test_what_is_not_http_ends_the_body_in_which_it_comes(head: bytes, jun
     plain = await asked
     content = (await connection.read())[1] if plain is None else plain[2]
     reading = relay(content, into(got), OpenFlow(), note_pause=ignore)
-    if is_read:
-        reading = asyncio.ensure_future(reading)
-        await asyncio.sleep(0)
+    begun = asyncio.ensure_future(reading) if is_read else None
+    await asyncio.sleep(0)
     connection.data_received(chunk(b"one"))
     connection.data_received(chunk(b"two") + junk)
     with pytest.raises(aiohttp.ClientPayloadError):
-        await asyncio.wait_for(reading, TIMEOUT_S)
+        await asyncio.wait_for(begun or reading, TIMEOUT_S)
     assert b"".join(got).startswith(b"onetwo" if is_read else b"")
     assert connection.should_close
 
