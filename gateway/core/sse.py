@@ -60,8 +60,8 @@ class SSEDecoder:
             if not (self._pending or self._skip_lf) and _is_one_event_of_crlf(chunk):
                 return [ServerSentEvent(chunk[6:-4])]  # and nearly all of those whose lines end so
             chunk = self._with_lf_only(chunk)
-        elif not self._pending and chunk.startswith(b"data: ") and chunk.endswith(b"\n\n") and chunk.count(b"\n") == 2:
-            return [ServerSentEvent(chunk[6:-2])] if len(chunk) > 8 else []  # one whole event: nearly all reads
+        elif not self._pending and (events := _plain_events(chunk)) is not None:
+            return events
         if not chunk:
             return []
         if self._pending:
@@ -96,9 +96,10 @@ class SSEDecoder:
 
     def _without_bom(self, chunk: bytes) -> bytes:
         """Strip the byte order mark, also one that came in pieces."""
-        chunk = b"".join(self._pending) + chunk
-        self._pending.clear()
-        self._pending_bytes = 0
+        if self._pending:
+            chunk = b"".join(self._pending) + chunk
+            self._pending.clear()
+            self._pending_bytes = 0
         if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
             if chunk:
                 self._keep(chunk)
@@ -120,6 +121,20 @@ def _is_one_event_of_crlf(chunk: bytes) -> bool:
     end = len(chunk) - 4
     is_framed = end > 6 and chunk.startswith(b"data: ") and chunk.endswith(b"\r\n\r\n")
     return is_framed and chunk.find(b"\r") == end and chunk.find(b"\n") == end + 1
+
+
+def _plain_events(chunk: bytes) -> list[ServerSentEvent] | None:
+    """Return the events of a read that is whole ones of a single line of ``data`` each; ``None`` for any other.
+
+    Nearly all reads are one such event, and the first and the last of a stream are several.
+    """
+    if not chunk.startswith(b"data: ") or not chunk.endswith(b"\n\n"):
+        return None
+    line_count = chunk.count(b"\n")
+    if line_count == 2:
+        return [ServerSentEvent(chunk[6:-2])] if len(chunk) > 8 else []
+    documents = chunk[6:-2].split(b"\n\ndata: ")
+    return [ServerSentEvent(one) for one in documents if one] if line_count == 2 * len(documents) else None
 
 
 def _events(blocks: list[bytes]) -> list[ServerSentEvent]:
