@@ -80,7 +80,10 @@ class ClientStream:
         transport = self._transport
         if transport is None:
             if self._started is None:
-                self._started = next((event for event in events if isinstance(event, StreamStarted)), None)
+                for event in events:
+                    if type(event) is StreamStarted:
+                        self._started = event
+                        break
             if data:
                 self._open(data)
             return

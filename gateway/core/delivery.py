@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from operator import is_
 from typing import assert_never
 
 from msgspec import structs
@@ -229,7 +228,7 @@ class Delivery:
                 kept.append(event)
             else:
                 self._sort(event, kept)
-        if len(kept) == len(events) and not self._early and all(map(is_, kept, events)):
+        if not self._early and kept == events:
             self._pass_on(events)
         elif kept and (any(isinstance(event, _SHOWN) for event in kept) or not self._calls):
             kept = [*self._early, *kept]
@@ -240,19 +239,17 @@ class Delivery:
 
     def _sort(self, event: Event, kept: list[Event]) -> None:
         """Append what may go on now."""
-        match event:
-            case ToolCallStarted() | ToolCallDelta() if self._holds_calls:
-                self._calls.setdefault(event.index, []).append(event)
-            case ChoiceFinished():
-                kept += self._calls.pop(event.index, ())
-                kept.append(event)
-            case StreamStarted() if (self._last or self._transcript.started) and self.transcript.started is not None:
-                pass  # the client knows the answer by the name that it was begun with
-            case UsageReported():
-                self._reported = event.usage
-                kept.append(event)
-            case _:
-                kept.append(event)
+        if type(event) is StreamStarted:
+            if (self._last or self._transcript.started) and self.transcript.started is not None:
+                return  # the client knows the answer by the name that it was begun with
+        elif type(event) is ChoiceFinished:
+            kept += self._calls.pop(event.index, ())
+        elif type(event) is UsageReported:
+            self._reported = event.usage
+        elif self._holds_calls and (type(event) is ToolCallStarted or type(event) is ToolCallDelta):
+            self._calls.setdefault(event.index, []).append(event)
+            return
+        kept.append(event)
 
     def _pass_on(self, events: Sequence[Event]) -> None:
         if self._last:

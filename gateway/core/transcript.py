@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_TOKENS = frozenset(TOKEN_EVENTS)
+
+
 @dataclass(slots=True)
 class ToolCallTranscript:
     """One tool call as far as it was delivered."""
@@ -144,9 +147,9 @@ class Transcript:
         return self.delta_count > 0
 
     def _add(self, event: Event) -> None:
-        if isinstance(event, TOKEN_EVENTS):
+        if type(event) in _TOKENS:
             self.delta_count += 1
-            self.choice(event.index).add(event)
+            self.choice(event.index).add(event)  # type: ignore[union-attr, arg-type]  # it is one of them
             return
         match event:
             case StreamStarted():
