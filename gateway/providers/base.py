@@ -162,7 +162,7 @@ class EventDecoder:
             except UpstreamError as error:
                 self._failure = self._as_interruption(error, events)
             self.is_complete = self._has_ended or self._failure is not None
-        return self._admit(events)
+        return self._admit(events) if events else events
 
     def finish(self) -> list[Event]:
         """Take the end of the bytes; raises ``StreamInterrupted`` when the stream was not complete."""
@@ -171,7 +171,8 @@ class EventDecoder:
             self._read_rest(events)
         if self._failure is not None:
             raise self._failure
-        events = self._admit(events)
+        if events:
+            events = self._admit(events)
         if not self._is_whole():
             raise cut_off()
         if self._reported is not None:
@@ -206,7 +207,7 @@ class EventDecoder:
 
     def _admit(self, events: list[Event]) -> list[Event]:
         """Keep what is legal, and count what an estimate of the usage would need."""
-        if 1 <= len(events) <= 2:
+        if len(events) <= 2:
             event, last = events[0], events[-1]
             if type(event) is TextDelta and self._lifecycle.is_open(event.index):  # nearly all of a stream
                 if event is last:
@@ -220,10 +221,10 @@ class EventDecoder:
         for event in admitted:
             if type(event) is TextDelta:
                 self._character_count += len(event.text)
+            elif type(event) is UsageReported:
+                self._reported = event.usage
             else:
                 self._character_count += _length(event)
-                if type(event) is UsageReported:
-                    self._reported = event.usage
         return admitted
 
     def _estimate(self) -> Usage:
@@ -271,8 +272,10 @@ def started(call: Call, answer_id: str, model: str | None = None, created_unix_s
 
 def framed(events: list[Event], data: bytes, wire: str) -> list[Event]:
     """Give all events of one document its frame; one that says nothing we understand is an extra."""
-    frame = Frame(data, wire, max(1, len(events)))
-    return [msgspec.structs.replace(event, frame=frame) for event in events] or [ProviderExtra(frame)]
+    if not events:
+        return [ProviderExtra(Frame(data, wire, 1))]
+    frame = Frame(data, wire, len(events))
+    return [msgspec.structs.replace(event, frame=frame) for event in events]
 
 
 def wanted_format(call: Call) -> ResponseFormat | None:

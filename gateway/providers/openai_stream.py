@@ -137,6 +137,7 @@ class OpenAIDecoder(EventDecoder):
         self._finished: set[int] = set()
         self._template = TextTemplate()
         self._ready: TextTemplate | None = None
+        self._example: tuple[bytes, str, int] | None = None
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that ``data`` completes; nearly all are like the last but for their text.
@@ -145,6 +146,8 @@ class OpenAIDecoder(EventDecoder):
         open behind the last read that was decoded in full, and begins an event if that one did not end within one.
         """
         template = self._ready
+        if template is None:
+            template = self._make_ready()
         if template is not None and data.startswith(template.event_head) and data.endswith(template.event_tail):
             written = data[template.inside]
             try:
@@ -157,11 +160,26 @@ class OpenAIDecoder(EventDecoder):
                     return told
             except NOT_JSON:
                 pass
-        events = EventDecoder.feed(self, data)
+        self._ready = None
+        return EventDecoder.feed(self, data)
+
+    def _make_ready(self) -> TextTemplate | None:
+        """Return the template for a read that may be like the last, if it is in place for one.
+
+        It is made of what was read before only now, as nobody has to wait for it then: behind a first token it would
+        be a tenth of what that takes.
+        """
+        if self._example is not None:
+            self._learn()
         template = self._template
         is_ready = template.event_head and not self.is_complete and self._lifecycle.is_open(template.index)
         self._ready = template if is_ready and self._sse.is_between_events else None
-        return events
+        return self._ready
+
+    def _learn(self) -> None:
+        example, self._example = self._example, None
+        if example is not None:
+            self._template.learn(*example)
 
     def _several(self, template: TextTemplate, written: bytes) -> list[Event]:
         """Return the events of a read of several; none if one of them has no text. Raises for what is not as others."""
@@ -180,6 +198,8 @@ class OpenAIDecoder(EventDecoder):
         data = message.data
         if self._has_ended:
             return
+        if self._example is not None:
+            self._learn()
         if learned := self._template.text_of(data):
             events.append(TextDelta(learned, self._template.index, Frame(data, OPENAI_CHUNK, 1)))
             return
@@ -190,13 +210,11 @@ class OpenAIDecoder(EventDecoder):
             data = data.replace(b"\n", b" ")
         try:
             chunk = _decode_chunk(data)
-            text = self._plain_text(chunk)
-            if text is None:
+            plain = self._plain(chunk, data)
+            if plain is None:
                 self._read_chunk(chunk, data, events)
             else:
-                content, index = text
-                self._template.learn(data, content, index)
-                events.append(TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1)))
+                events.append(plain)
         except NOT_JSON as error:
             raise malformed("a chunk that is not a chat completion chunk") from error
 
@@ -206,31 +224,62 @@ class OpenAIDecoder(EventDecoder):
         expected = 1 if self._has_ended else self._call.choice_count
         return self._lifecycle.finished_count >= expected
 
-    def _plain_text(self, chunk: _Chunk) -> tuple[str, int] | None:
-        """Return text and index of a chunk that has nothing else and needs no mending: nearly all of a stream."""
+    def _plain(self, chunk: _Chunk, data: bytes) -> Event | None:
+        """Return the event of a chunk that is nothing but a role to begin with, a text, a finish or the last usage.
+
+        An ordinary stream has no others. What is more, or has to be mended, is read in full (``None``), which takes
+        three times as long.
+        """
         choices = chunk.choices
-        if choices is None or len(choices) != 1 or (chunk.id, chunk.created, chunk.model) != self._identity:
+        if choices is None or len(choices) > 1 or chunk.object == "error" or chunk.error or chunk.x_groq is not None:
             return None
+        is_named = (chunk.id, chunk.created, chunk.model) == self._identity
+        if not choices:
+            usage = _usage_of(chunk) if is_named else None
+            return UsageReported(usage, Frame(data, OPENAI_CHUNK, 1)) if usage is not None else None
         choice = choices[0]
-        delta = choice.delta
-        if delta is None or choice.index not in self._opened or choice.finish_reason is not None:
-            return None
-        content = delta.content
+        index, delta = choice.index, choice.delta
         if (
-            type(content) is str
-            and content
-            and not delta.reasoning_content
-            and not delta.reasoning
-            and not delta.refusal
-            and not delta.tool_calls
-            and delta.function_call is None
-            and delta.role is None
-            and not chunk.usage
-            and not chunk.error
-            and chunk.x_groq is None
+            delta is None
+            or delta.reasoning_content
+            or delta.reasoning
+            or delta.refusal
+            or delta.tool_calls
+            or delta.function_call is not None
+            or chunk.usage
         ):
-            return content, choice.index
-        return None
+            return None
+        content, is_going_on = delta.content, is_named and index in self._opened and not delta.role
+        if content:
+            if not is_going_on or choice.finish_reason is not None or type(content) is not str or index is None:
+                return None
+            self._example = data, content, index
+            return TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1))
+        if index is None or content == []:
+            return None
+        if is_going_on:
+            return self._plain_finish(choice.finish_reason, index, data)
+        return self._plain_start(chunk, index, data) if delta.role and choice.finish_reason is None else None
+
+    def _plain_start(self, chunk: _Chunk, index: int, data: bytes) -> StreamStarted | None:
+        """Begin a stream that is not known yet and names itself in full."""
+        answer_id, created_unix_s, model = chunk.id, chunk.created, chunk.model
+        if self._identity is not None or self._known is not None or self._early:
+            return None
+        if not answer_id or not created_unix_s or type(created_unix_s) is not int or not model:
+            return None
+        self._identity = answer_id, created_unix_s, model
+        self._opened.add(index)
+        target = str(self._call.target or "")
+        return StreamStarted(answer_id, model, created_unix_s, target, frame=Frame(data, OPENAI_CHUNK, 1))
+
+    def _plain_finish(self, reason: str | None, index: int, data: bytes) -> ChoiceFinished | None:
+        """Finish a choice that has not, for a reason that is one of OpenAI's."""
+        said = FINISH_REASONS.get(reason or "")
+        if said is None or said != reason or index in self._finished:
+            return None
+        self._finished.add(index)
+        return ChoiceFinished(said, said, index, Frame(data, OPENAI_CHUNK, 1))
 
     def _read_chunk(self, chunk: _Chunk, data: bytes, events: list[Event]) -> None:
         _raise_error(chunk, data, self._secret)

@@ -23,6 +23,7 @@ from gateway.providers.errors import NOT_JSON
 MAX_TRIES = 4
 
 _KEY = b'"content":'
+_LF = ord("\n")
 decode_text = msgspec.json.Decoder(str).decode
 
 
@@ -70,13 +71,13 @@ class TextTemplate:
         if not self._tries_left:
             return
         self._tries_left -= 1
-        written = msgspec.json.encode(text)
-        place = chunk.find(_KEY + written)
-        if place < 0 or chunk.find(_KEY + written, place + 1) >= 0:
+        said = _KEY + msgspec.json.encode(text)
+        before, found, behind = chunk.partition(said)
+        if not found or said in behind:
             return  # written in another way, or more than once
-        start = place + len(_KEY)
-        self._head, self._tail, self.index = chunk[: start + 1], chunk[start + len(written) - 1 :], index  # with quotes
-        if b"\n" not in self._head and b"\n" not in self._tail:
-            self.event_head, self.event_tail = b"data: " + self._head, self._tail + b"\n\n"
-            self.event_between = self.event_tail[1:] + self.event_head[:-1]  # the quotes belong to the texts
-            self.inside = slice(len(self.event_head) - 1, 1 - len(self.event_tail))
+        head, tail = self._head, self._tail = before + _KEY + b'"', b'"' + behind
+        self.index = index
+        if _LF not in chunk:
+            event_head, event_tail = self.event_head, self.event_tail = b"data: " + head, tail + b"\n\n"
+            self.event_between = event_tail[1:] + event_head[:-1]  # the quotes belong to the texts
+            self.inside = slice(len(event_head) - 1, 1 - len(event_tail))

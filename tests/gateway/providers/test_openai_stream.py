@@ -209,15 +209,12 @@ def test_several_events_are_the_same_wherever_reads_cut_them(words: list[str], d
     ],
     ids=["empty", "identity", "refusal", "comment", "return", "alone", "finish"],
 )
-def test_one_that_is_not_like_the_others_is_read_as_it_is(odd: bytes) -> None:
+def test_one_that_is_not_like_the_others_is_read_as_it_is(odd: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """With those before and behind it in the same read."""
     events = [sse(text("a")), sse(text("b")), odd, sse(text("c"))]
     together, apart = ready(), ready()
-    apart._ready = None
-    expected = []
-    for event in events:
-        expected += apart.feed(event)
-        apart._ready = None
+    monkeypatch.setattr(apart, "_make_ready", lambda: None)
+    expected = [found for event in events for found in apart.feed(event)]
     assert together.feed(b"".join(events)) == expected
     assert together.usage == apart.usage
 
@@ -225,6 +222,7 @@ def test_one_that_is_not_like_the_others_is_read_as_it_is(odd: bytes) -> None:
 def test_several_are_not_decoded_in_full_either() -> None:
     """Under load they come so."""
     decoder = ready()
+    assert decoder._make_ready() is not None
     del decoder._sse
     assert [event.text for event in decoder.feed(sse(text("a"), text("b"))) if type(event) is TextDelta] == ["a", "b"]
 
@@ -232,10 +230,70 @@ def test_several_are_not_decoded_in_full_either() -> None:
 def test_such_a_read_is_not_decoded_in_full() -> None:
     """Else this part of the file is in vain."""
     decoder = ready()
-    assert decoder._ready is not None
+    assert decoder._make_ready() is not None
     del decoder._sse
     (event,) = decoder.feed(SECOND)
     assert event == TextDelta("second", 0, Frame(SECOND[6:-2], OPENAI_CHUNK, 1))
+
+
+ORDINARY: dict[str, dict[str, Any]] = {
+    "start": {**chunk({"role": "assistant", "content": "", "refusal": None}), "usage": None, "error": None},
+    "text": {**text("a"), "service_tier": "default", "usage": None},
+    "finish": {**chunk({}, finish="stop"), "usage": None},
+    "usage": {**IDENTITY, "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+}
+"""The chunks of an ordinary stream."""
+
+
+class InFull(OpenAIDecoder):
+    """Takes no short way."""
+
+    def _plain(self, chunk: Any, data: bytes) -> None:
+        """Know nothing that is ordinary."""
+
+
+def told(decoder: OpenAIDecoder, documents: list[Any]) -> Any:
+    """Return all that a stream is read as, chunk by chunk."""
+    try:
+        said = [decoder.feed(sse(document)) for document in documents]
+        return said, decoder.finish(), decoder.usage, decoder._lifecycle.dropped_count
+    except UpstreamError as error:
+        return type(error), error.code, error.message, decoder.usage
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        CALL,
+        structs.replace(CALL, target=None, choice_count=2),
+        structs.replace(CALL, continuation=Continuation(way="restart", started=StreamStarted("c0", "m", 4))),
+    ],
+    ids=["one", "two", "known"],
+)
+@pytest.mark.parametrize("name", ORDINARY)
+def test_an_ordinary_stream_is_read_like_any_other(name: str, call: Call) -> None:
+    """One that is all but ordinary is, too: whatever stands in one place of one chunk, both ways say the same."""
+    document = ORDINARY[name]
+    places: list[tuple[str | int, ...]] = [(key,) for key in (*document, "error", "x_groq")]
+    if document["choices"]:
+        places += [("choices", 0, key) for key in openai_stream._Choice.__struct_fields__]
+        places += [("choices", 0, "delta", key) for key in openai_stream._Delta.__struct_fields__]
+    odd = [changed(document, place, value) for place in places for value in (*ODD, MISSING)]
+    early = {**IDENTITY, "id": "", "choices": [], "prompt_filter_results": []}
+    for other in (document, {**document, "choices": document["choices"] * 2}, *odd):
+        for now in ([other], [other, document], [early, other]):
+            documents = [one for key, usual in ORDINARY.items() for one in (now if key == name else [usual])]
+            assert told(OpenAIDecoder(call), documents) == told(InFull(call), documents)
+
+
+def test_an_ordinary_stream_is_not_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above is in vain."""
+    monkeypatch.delattr(OpenAIDecoder, "_read_chunk")
+    decoder = OpenAIDecoder(CALL)
+    events = bare(decoder.feed(sse(*ORDINARY.values()) + DONE))
+    usage = UsageReported(Usage(3, 2))
+    assert events == [START, TextDelta("a"), ChoiceFinished("stop", "stop"), usage]
+    assert decoder.finish() == []
 
 
 @pytest.mark.parametrize(
