@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, Literal
@@ -33,6 +34,7 @@ from gateway.core.events import (
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.sse import SSEDecoder
 from gateway.core.transcript import Transcript
+from gateway.dialects import openai_chat
 from gateway.dialects.openai_chat import OpenAIChat, OpenAIChatEncoder
 from gateway.providers.openai_stream import OpenAIDecoder, read_answer
 
@@ -267,6 +269,57 @@ def test_a_role_that_is_spoken_again_is_left_out() -> None:
     assert last == chunk({"content": "a"})
     extra = ProviderExtra(Frame(msgspec.json.encode(ROLE), OPENAI_CHUNK, 1))
     assert roles_of(documents_of(render([events, [seam], [extra], [TextDelta("a", frame=frame)]]))) == [0]
+
+
+OPENED: dict[str, Any] = {
+    **IDENTITY,
+    "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None}],
+}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        OPENED,
+        {**OPENED, "x": {}},
+        {"x": {"choices": OPENED["choices"]}, **IDENTITY, "choices": []},
+        {**IDENTITY, "choices": [], "x": OPENED},
+        {**IDENTITY, "choices": [{"index": 1, "delta": {"role": "assistant"}}]},
+        {**IDENTITY, "choices": [{"delta": {"role": "assistant"}, "index": 0}]},
+        {**IDENTITY, "choices": [{"index": 0, "delta": {"content": "", "role": "assistant"}}]},
+        {**IDENTITY, "choices": [{"index": 0, "delta": {"content": '"delta":{"role":"assistant"'}}]},
+        {**IDENTITY, "choices": [{"index": 0, "delta": {"role": "tool"}}]},
+        {**IDENTITY, "choices": [{"index": 0, "delta": {"role": None}}]},
+        {**IDENTITY, "choices": [{"index": 0, "delta": {}}]},
+        {**IDENTITY, "choices": [*OPENED["choices"], {"index": 1, "delta": {}}]},
+        {**IDENTITY, "choices": [{"index": 1, "delta": {}}, *OPENED["choices"]]},
+        {"choices": OPENED["choices"], "model": "{"},
+        {"choices": OPENED["choices"]},
+    ],
+)
+@pytest.mark.parametrize("choice_count", [1, 2])
+def test_a_role_is_the_same_to_who_looks_at_bytes_alone(
+    document: Any, choice_count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that speaks it is mostly not decoded: what goes out, of it and behind it, is what it would be then."""
+    call = Call(request_id="t", model="chat", choice_count=choice_count)
+    rest: list[Event] = [TextDelta("a", 1), TextDelta("b"), TextDelta("c")]
+    own = Frame(msgspec.json.encode(OPENED), OPENAI_CHUNK, 1)
+    for data in (msgspec.json.encode(document), json.dumps(document).encode()):
+        start = StreamStarted("c1", "m", 5, frame=Frame(data, OPENAI_CHUNK, 1))
+        again: list[Event] = [ProviderExtra(own), ProviderExtra(start.frame)]
+        streams: list[list[list[Event]]] = [[[start, *rest], again, rest], [[start], again, rest]]
+        told = [render(batches, call) for batches in streams]
+        with monkeypatch.context() as patch:
+            patch.setattr(OpenAIChatEncoder, "_is_right_in_roles", lambda *_: False)
+            assert [render(batches, call) for batches in streams] == told
+
+
+def test_a_role_is_mostly_not_looked_for_in_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the test above is in vain."""
+    monkeypatch.delattr(openai_chat, "decode_frame")
+    documents = [OPENED, chunk({"content": "a"}), END]
+    assert render([from_openai(*documents)]) == sse(*documents) + DONE
 
 
 def test_the_stream_keeps_its_first_name() -> None:
