@@ -1180,12 +1180,28 @@ async def test_an_attempt_cancelled_while_it_connects_is_settled() -> None:
     assert [(one.result, one.reason, one.usage) for one in relay.settled] == [("cancelled", "client_gone", None)]
 
 
-async def test_the_ledger_is_told_of_the_first_token_before_the_token_is_sent() -> None:
-    """Once: of two attempts that are raced, the one that is told first has the client."""
+async def test_the_ledger_is_told_of_the_first_token_as_soon_as_it_is_sent() -> None:
+    """Once, and before anything else: the client does not wait for what is only noted."""
     _, relay = await end(STREAM + chunk(ROLE), 0.02, chunk(text("a")), SENT, chunk(text("b")), *_end())
-    assert relay.notes[:3] == ["first token of up/mill, attempt 1", "sent", "sent"]
+    assert relay.notes[:3] == ["sent", "first token of up/mill, attempt 1", "sent"]
     assert relay.notes[-1] == "settled"
     assert sum(note.startswith("first") for note in relay.notes) == 1
+
+
+async def test_a_first_token_that_could_not_be_passed_on_is_noted_all_the_same() -> None:
+    """The provider has given it, by then."""
+
+    def leave(_: Sequence[Event]) -> None:
+        raise ClientGone("the client has left")
+
+    async with ScriptedUpstream(complete("a")) as server, Relay(server.url, on_send=leave) as relay:
+        with pytest.raises(ClientGone):
+            await relay(make_counted())
+        found = relay.counted
+    assert relay.notes == ["sent", "first token of up/mill, attempt 1", "settled"]
+    assert relay.settled[0].first_token_at_s is not None
+    assert found.total("millrace_upstream_ttft_seconds_count", **PAIR) == 1
+    assert found.total("millrace_chunk_transit_seconds_count") == 0
 
 
 async def test_an_attempt_without_a_token_tells_the_ledger_of_none() -> None:
