@@ -148,7 +148,11 @@ class OpenAIDecoder(EventDecoder):
         template = self._ready
         if template is None:
             template = self._make_ready()
-        if template is not None and data.startswith(template.event_head) and data.endswith(template.event_tail):
+        if (
+            template is not None
+            and data[template.front] == template.event_head
+            and data[template.back] == template.event_tail
+        ):
             written = data[template.inside]
             try:
                 if _LF not in written:

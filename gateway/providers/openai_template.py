@@ -30,16 +30,19 @@ decode_text = msgspec.json.Decoder(str).decode
 class TextTemplate:
     """The bytes around the text of a stream's chunks; ``index`` is the choice that they belong to.
 
-    ``inside`` is what lies between ``event_head`` and ``event_tail`` in an event, or in several.
+    ``inside`` is what lies between ``event_head`` and ``event_tail`` in an event, or in several, and ``front`` and
+    ``back`` are where these stand: to cut them out and compare takes two thirds of asking with what a read begins.
     """
 
     __slots__ = (
         "_head",
         "_tail",
         "_tries_left",
+        "back",
         "event_between",
         "event_head",
         "event_tail",
+        "front",
         "index",
         "inside",
     )
@@ -50,7 +53,7 @@ class TextTemplate:
         self._tries_left = MAX_TRIES
         self.index = 0
         self.event_head = self.event_tail = self.event_between = b""
-        self.inside = slice(0, 0)
+        self.front = self.back = self.inside = slice(0, 0)
 
     def text_of(self, chunk: bytes) -> str | None:
         """Return the text of a chunk that is like the one learned; ``None`` or nothing for any other."""
@@ -80,4 +83,5 @@ class TextTemplate:
         if _LF not in chunk:
             event_head, event_tail = self.event_head, self.event_tail = b"data: " + head, tail + b"\n\n"
             self.event_between = event_tail[1:] + event_head[:-1]  # the quotes belong to the texts
+            self.front, self.back = slice(len(event_head)), slice(-len(event_tail), None)
             self.inside = slice(len(event_head) - 1, 1 - len(event_tail))
