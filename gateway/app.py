@@ -251,7 +251,7 @@ class Gateway:
         drops = DropSampler(
             meters, lines=lambda: writer.dropped_count if writer else {}, spans=lambda: tracer.dropped_count
         )
-        self._samples += [lambda: buffered.set(server.buffered_bytes), drops]
+        self._samples += [meters.settle, lambda: buffered.set(server.buffered_bytes), drops]
         sampler = LagSampler(meters, worker=str(self._slot), samples=self._samples)
         sampler.start()
         self._open.callback(sampler.stop)

@@ -188,6 +188,11 @@ class _Gauged:
             partial(meters.gauge, "millrace_upstream_ratelimit_remaining_ratio", upstream)
         )
 
+    def settle(self) -> None:
+        """Count what was gathered of the tokens of a stream that has ended."""
+        self.gap.settle()
+        self.transit.settle()
+
     def note_limits(self, headers: Mapping[str, str]) -> None:
         """Show what the provider says is left of its limits."""
         for resource, remaining, limit in _RATE_LIMITS:
@@ -380,7 +385,7 @@ class _Attempt(Struct, eq=False):
         It is called for every token: what it needs is looked up once, and it is one function, not one within another.
         """
         feed, send, watch, monotonic = decoder.feed, self._send, self._watch, time.monotonic
-        observe_gap, observe_transit = self._gauged.gap.observe, self._gauged.transit.observe
+        gather_gap, gather_transit = self._gauged.gap.gather, self._gauged.transit.gather
         has_sent = self.has_sent
 
         def take(data: bytes, arrived_at_s: float) -> bool:
@@ -390,9 +395,9 @@ class _Attempt(Struct, eq=False):
                 if has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
                     before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
                     if before_s is not None:
-                        observe_gap(arrived_at_s - before_s)
+                        gather_gap(arrived_at_s - before_s)
                     send(events)
-                    observe_transit(monotonic() - arrived_at_s)
+                    gather_transit(monotonic() - arrived_at_s)
                     return decoder.is_complete
                 self._pass_on(events, arrived_at_s)
                 has_sent = self.has_sent
@@ -468,6 +473,8 @@ class _Attempt(Struct, eq=False):
         if self._started_at_s is None:
             return
         call, decoder, continuation = self._call, self._decoder, self._call.continuation
+        if decoder is not None:
+            self._gauged.settle()
         result, reason = _result_of(failure)
         settlement = Settlement(  # of more than 15 names Python would make a dictionary, in five times as long
             request_id=call.request_id,

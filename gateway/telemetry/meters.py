@@ -9,6 +9,10 @@ again for the same child costs a look into a dict. Only the thread of the event 
 Nobody else writes to a child's cells, so that it knows what is in them: to read them again for each addition was a
 sixth of what a count cost.
 
+What is observed with every token of every stream can be gathered instead, and counted by the hundred: that is a fifth
+of the instructions. Who gathers settles when the stream has ended, and ``Meters.settle`` is called a few times a second
+for those that go on. What a worker had gathered by then, and only that, is lost with it if it is killed.
+
 A name or a number of labels that is not in the catalogue raises at once: that is a mistake in the program. Label values
 never do. Where they are too many, or no names at all, the child is the one whose values are all "other", and the
 overflow is counted. Code that must not be measured gets ``Meters`` over a slab that nobody reads.
@@ -17,7 +21,7 @@ overflow is counted. Code that must not be measured gets ``Meters`` over a slab 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter as Tally
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,27 +119,49 @@ class Gauge:
 class Histogram:
     """Counts values by size, and adds them up."""
 
-    __slots__ = ("_bounds", "_cells", "_counts", "_note", "_sum", "_total")
+    __slots__ = ("_bounds", "_cells", "_counts", "_gathered", "_note", "_row", "_sum", "gather")
 
     def __init__(
         self, cells: memoryview[float], bounds: tuple[float, ...], note: Callable[[int, float, str], None]
     ) -> None:
         self._cells = cells
-        self._bounds = bounds
-        self._sum = len(cells) - 1
-        *self._counts, self._total = cells
+        self._bounds = (*bounds, inf)
+        *self._counts, self._sum = cells
+        self._row = memoryview(bytearray(cells.nbytes)).cast("d")
         self._note = note
+        self._gathered: list[float] = []
+        self.gather: Callable[[float], None] = self._gathered.append
 
     def observe(self, value: float, exemplar_trace_id: str | None = None) -> None:
         """Count a value; one below zero, or not finite, is none. With a trace it can be an example of its bucket."""
         if 0.0 <= value < inf:
-            cells = self._cells
-            bucket = bisect_left(self._bounds, value)
-            counts = self._counts
+            cells, counts, bucket = self._cells, self._counts, bisect_left(self._bounds, value)
             counts[bucket] = cells[bucket] = counts[bucket] + 1.0
-            self._total = cells[self._sum] = self._total + value
+            self._sum = cells[-1] = self._sum + value
             if exemplar_trace_id is not None:
                 self._note(bucket, value, exemplar_trace_id)
+
+    def settle(self) -> None:
+        """Count what was gathered; it is written as one piece, so that nobody sees counts without their sum."""
+        gathered = self._gathered
+        if not gathered:
+            return
+        gathered.sort()
+        total = sum(gathered)
+        if gathered[0] >= 0.0 and total < inf:
+            bounds, counts, row = self._bounds, self._counts, self._row
+            row[:] = self._cells
+            bucket, begin, count = bisect_left(bounds, gathered[0]), 0, len(gathered)
+            while begin < count:
+                end = bisect_right(gathered, bounds[bucket], begin)
+                counts[bucket] = row[bucket] = counts[bucket] + (end - begin)
+                bucket, begin = bucket + 1, end
+            self._sum = row[-1] = self._sum + total
+            self._cells[:] = row
+        else:  # one of them is no amount
+            for value in gathered:
+                self.observe(value)
+        gathered.clear()
 
 
 class Meters:
@@ -176,6 +202,11 @@ class Meters:
             histogram = Histogram(place.cells, bounds, partial(self._note_exemplar, place.first))
             histogram = self._histograms.setdefault((name, *place.labels), histogram)
         return histogram
+
+    def settle(self) -> None:
+        """Count what was gathered by all histograms."""
+        for histogram in self._histograms.values():
+            histogram.settle()
 
     def _place(self, metric: Metric, labels: tuple[str, ...]) -> _Place:
         if labels != others_of(metric):

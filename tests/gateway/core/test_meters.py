@@ -20,6 +20,9 @@ def test_whoever_counts_need_not_know_whether_anybody_looks(meters: Meters) -> N
     meters.gauge("millrace_streams_active", "chat", "prefill").inc(-1)
     meters.histogram("millrace_ttft_seconds", "chat", "openai/gpt").observe(0.2)
     meters.histogram("millrace_ttft_seconds", "chat", "openai/gpt").observe(0.2, "4bf92f3577b34da6a3ce929d0e0e4736")
+    meters.histogram("millrace_chunk_gap_seconds", "chat", "openai/gpt").gather(0.2)
+    meters.histogram("millrace_chunk_gap_seconds", "chat", "openai/gpt").settle()
+    meters.settle()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from gateway.telemetry.collector import Process, SlabCollector, read_process
 from gateway.telemetry.meters import MAX_CHILDREN, OVERFLOW, Meters
 from gateway.telemetry.slab import Slab
 from tests.gateway.telemetry.conftest import MakeWriter
-from tests.gateway.telemetry.writer import BOTH_HALVES, value_of
+from tests.gateway.telemetry.writer import BOTH_HALVES, GATHERED_COUNT, GATHERED_S, value_of
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -608,6 +608,9 @@ def test_ten_thousand_answers_stay_right_while_workers_are_killed_and_stopped(ma
     assert sum(counted) - observed in {0, 1}  # the one that was killed may have come to the first of the two only
     total = sum(value_of(number) for count in counted for number in range(1, count + 1))
     assert total - told["millrace_ttft_seconds_sum", "a", "openai/a"] in {0, value_of(killed)}
+    gathered = told["millrace_chunk_gap_seconds_count", "a", "openai/a"]
+    assert sum(count // GATHERED_COUNT * GATHERED_COUNT for count in counted) - gathered in {0, GATHERED_COUNT}
+    assert told["millrace_chunk_gap_seconds_sum", "a", "openai/a"] == gathered * GATHERED_S
     collector.retire(0)
     collector.retire(1)
     name = "millrace_requests_total"  # none has ended by itself, and now all have

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_left
 from itertools import count
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from gateway.telemetry.meters import (
     MAX_SERIES,
     OTHER,
     OVERFLOW,
+    Histogram,
     Meters,
     others_of,
 )
@@ -91,6 +94,78 @@ def test_a_histogram_does_not_count_what_is_no_amount(value: float) -> None:
     histogram.observe(value, TRACE_ID)
     assert sum(values_of(slab)["millrace_event_loop_lag_seconds",]) == 1.5
     assert slab.exemplars() == []
+
+
+SIXTY_FOURTHS = st.integers(0, 64 * 400).map(lambda number: number / 64) | st.sampled_from([0.5, 1.0, 2.0, 300.0])
+"""Amounts that add up to the same sum in any order, among them bounds, and the last one."""
+
+
+@given(st.lists(st.tuples(st.sampled_from(["observe", "gather", "gather", "settle"]), SIXTY_FOURTHS)))
+def test_what_is_gathered_is_counted_as_if_it_had_been_observed(steps: list[tuple[str, float]]) -> None:
+    """Once, when it is settled and not before; whatever was observed in between is counted at once."""
+    slab = Slab.create()
+    histogram = Meters(slab).histogram("millrace_ttft_seconds", "chat", "openai/gpt")
+    expected, gathered = [0.0] * (len(TTFT_S) + 2), list[float]()
+    for way, value in [*steps, ("settle", 0.0)]:
+        if way == "gather":
+            histogram.gather(value)
+            gathered.append(value)
+            continue
+        if way == "observe":
+            histogram.observe(value)
+        else:
+            histogram.settle()
+        for counted in [value] if way == "observe" else gathered:
+            expected[bisect_left(TTFT_S, counted)] += 1
+            expected[-1] += counted
+        if way == "settle":
+            gathered.clear()
+        assert values_of(slab)["millrace_ttft_seconds", "chat", "openai/gpt"] == expected
+
+
+@pytest.mark.parametrize("value", [-1e-9, -math.inf, math.inf, math.nan])
+def test_what_is_no_amount_is_not_counted_when_it_is_gathered_either(value: float) -> None:
+    """What was gathered before and behind it is."""
+    slab = Slab.create()
+    histogram = Meters(slab).histogram("millrace_event_loop_lag_seconds")
+    for one in (0.25, 64.0, value, 0.5, 0.001):
+        histogram.gather(one)
+    histogram.settle()
+    *counts, total = values_of(slab)["millrace_event_loop_lag_seconds",]
+    assert (sum(counts), total) == (4, 64.751)
+
+
+def test_whoever_reads_sees_all_of_what_was_settled_or_nothing() -> None:
+    """A count whose sum is not there yet would be a wrong mean, and one for ever if the worker is killed then."""
+    written: list[list[float]] = []
+
+    class Cells(array):  # type: ignore[type-arg]  # it takes none when it runs
+        nbytes = 8 * 5
+
+        def __setitem__(self, place: Any, value: Any) -> None:
+            super().__setitem__(place, array("d", value) if isinstance(place, slice) else value)
+            written.append(self.tolist())
+
+    cells: Any = Cells("d", [0.0] * 5)
+    histogram = Histogram(cells, (0.1, 0.2, 0.3), lambda *_: None)
+    for value in (0.25, 0.125, 8.0, 0.25):
+        histogram.gather(value)
+    histogram.settle()
+    histogram.settle()
+    assert written == [[0.0, 1.0, 2.0, 1.0, 8.625]]
+
+
+def test_all_that_is_gathered_is_settled_at_once() -> None:
+    """Of whichever histogram."""
+    slab = Slab.create()
+    meters = Meters(slab)
+    for upstream in ("a/b", "c/d"):
+        meters.histogram("millrace_chunk_gap_seconds", "chat", upstream).gather(0.5)
+    meters.histogram("millrace_chunk_transit_seconds").gather(0.25)
+    assert sum(map(sum, values_of(slab).values())) == 0
+    meters.settle()
+    meters.settle()
+    assert [sum(values) for values in values_of(slab).values()] == [1.5, 1.5, 1.25]
 
 
 def test_an_observation_with_a_trace_can_stand_for_its_bucket() -> None:

@@ -19,7 +19,7 @@ from gateway.telemetry.slab import (
     Slab,
 )
 from tests.gateway.telemetry.conftest import MakeWriter
-from tests.gateway.telemetry.writer import BOTH_HALVES, value_of
+from tests.gateway.telemetry.writer import BOTH_HALVES, GATHERED_COUNT, GATHERED_S, value_of
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -241,7 +241,7 @@ def test_a_spawned_worker_killed_at_any_moment_leaves_only_whole_values(make_wri
         writer.kill()
         writer.wait()
         check_whole(slab, seen)
-        assert len(slab.children()) >= 5
+        check_settled(slab)
         slab.clear()
 
 
@@ -249,10 +249,11 @@ def check_whole(slab: Slab, seen: float) -> float:
     """Check all that is in the slab by what the writer writes; return the sum of its counts."""
     children = slab.children()
     values = slab.read(len(children))
-    *started, ttft, buffered = children[:5]
+    *started, ttft, buffered, gap = children[:6]
     assert {child.family for child in started} == {"millrace_requests_started_total"}
     assert (ttft.family, buffered.family) == ("millrace_ttft_seconds", "millrace_stream_buffered_bytes")
-    assert {child.family for child in children[5:]} <= {"millrace_rejected_total"}
+    assert gap.family == "millrace_chunk_gap_seconds"
+    assert {child.family for child in children[6:]} <= {"millrace_rejected_total"}
     counts = values[: ttft.first + ttft.size - 1]
     assert all(count.is_integer() for count in counts)
     assert sum(counts) >= seen
@@ -262,3 +263,12 @@ def check_whole(slab: Slab, seen: float) -> float:
         assert (exemplar.value, exemplar.at_s) == (value_of(number), float(number))
         assert ttft.first <= exemplar.cell < ttft.first + ttft.size - 1
     return sum(counts)
+
+
+def check_settled(slab: Slab) -> None:
+    """Check that what was gathered is all there, or nothing of it, for each time that it was settled."""
+    children = slab.children()
+    gap = children[5]
+    *counts, total = slab.read(len(children))[gap.first : gap.first + gap.size]
+    assert sum(counts) % GATHERED_COUNT == 0
+    assert total == sum(counts) * GATHERED_S

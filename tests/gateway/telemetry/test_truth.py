@@ -262,6 +262,21 @@ async def test_a_stream_in_flight_is_in_the_table(running: Running) -> None:
     assert 0 <= one["idle_s"] < one["age_s"] < 30
 
 
+async def test_what_every_token_brings_is_counted_while_its_stream_goes_on(running: Running) -> None:
+    """Nobody has to wait for its end."""
+    async with connected(running.url) as client:
+        await client.send(request(PATH, chat(model="endless")))
+
+        async def look() -> bool:
+            found = await exchange(running.admin_url, request("/metrics", method="GET", accept=""))
+            read = Exposition.read(found.body, found.headers["content-type"])
+            assert read.total("millrace_requests_total") == 0
+            gaps, transits = (read.total(f"millrace_chunk_{name}_seconds_count") for name in ("gap", "transit"))
+            return 5 < gaps < transits
+
+        assert await eventually(look)
+
+
 @needs_promtool
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
 async def test_prometheus_own_tool_takes_what_is_told(accept: str, running: Running) -> None:
