@@ -13,7 +13,7 @@ otherwise look like the arguments of a call that the client is to answer.
 
 The pieces of a text block are all the same event but for their text, and for spaces that Anthropic puts before the last
 brace. One that begins with the bytes of a piece that was decoded in full, and ends with its braces, is read by its text
-alone (as in ``openai_template``): that takes half of what a read of one event costs here.
+alone (as in ``openai_template``): that takes two fifths of what a read of one event costs here.
 """
 
 from __future__ import annotations
@@ -155,6 +155,7 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _NOTHING = (b"", b"null")
 _TEXT_KEY, _BRACES = b'"text":', b"}}"
+_LF = ord("\n")
 
 
 class _OpenCall(msgspec.Struct, gc=False):
@@ -176,7 +177,7 @@ class AnthropicDecoder(EventDecoder):
         self._call_count = 0
         self._open_call: _OpenCall | None = None
         self._head = b""
-        self._document_begin = 0
+        self._text_begin = self._document_begin = 0
         self._tries_left = MAX_TRIES
         self._ready: bytes | None = None
 
@@ -187,8 +188,15 @@ class AnthropicDecoder(EventDecoder):
         one did not end within one.
         """
         head = self._ready
-        if head is not None and data.startswith(head) and data.endswith(b"\n\n") and (told := self._pieces(data, head)):
-            return told
+        if head is not None and data.startswith(head) and data.endswith(b"\n\n"):
+            text_end = data.rfind(b'"') + 1
+            written = data[self._text_begin : text_end]
+            if _LF in written:
+                if told := self._pieces(data, head):
+                    return told
+            elif data[text_end:-2].translate(None, b" ") == _BRACES and (text := _text_of(written)):
+                self._character_count += len(text)
+                return [TextDelta(text, 0, Frame(data[self._document_begin : -2], ANTHROPIC_EVENT, 1))]
         events = EventDecoder.feed(self, data)
         is_open = self._finish is None and not self.is_complete and self._lifecycle.is_open(0)
         self._ready = self._head if self._head and is_open and self._sse.is_between_events else None
@@ -229,15 +237,12 @@ class AnthropicDecoder(EventDecoder):
     def _pieces(self, data: bytes, head: bytes) -> list[Event]:
         """Return the events of a read that has pieces of one text block alone; none if there is something else."""
         events: list[Event] = []
-        count, text_begin, document_begin = 0, len(head), self._document_begin
+        count, text_begin, document_begin = 0, self._text_begin, self._document_begin
         for event in data[:-2].split(b"\n\n"):
             text_end = event.rfind(b'"') + 1
             if not event.startswith(head) or event[text_end:].translate(None, b" ") != _BRACES:
                 return []
-            try:
-                text = decode_text(event[text_begin:text_end])
-            except NOT_JSON:
-                return []
+            text = _text_of(event[text_begin:text_end])
             if not text:
                 return []
             count += len(text)
@@ -253,7 +258,8 @@ class AnthropicDecoder(EventDecoder):
         if place < 0 or b"\n" in data or data[place + len(written) :].translate(None, b" ") != _BRACES:
             return  # written in another way
         name = b"event: %b\ndata: " % message.name.encode() if message.name else b"data: "
-        self._head, self._document_begin = name + data[: place + len(_TEXT_KEY)], len(name)
+        self._head = name + data[: place + len(_TEXT_KEY) + 1]  # with the quote, before which there may be no space
+        self._text_begin, self._document_begin = len(self._head) - 1, len(name)
 
     def _is_whole(self) -> bool:
         return self._has_ended and self._lifecycle.has_started
@@ -384,6 +390,14 @@ def _event(data: bytes) -> _StreamEvent:
         if not kind or kind in _KNOWN:
             raise malformed("an event that is not its format") from error
         return _StreamEvent(kind)
+
+
+def _text_of(written: bytes) -> str:
+    """Return the text that is written as a JSON string; nothing if it is not one."""
+    try:
+        return decode_text(written)
+    except NOT_JSON:
+        return ""
 
 
 def _kind(data: bytes) -> str:

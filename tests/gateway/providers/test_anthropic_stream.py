@@ -622,6 +622,7 @@ def test_such_a_read_is_not_decoded_in_full() -> None:
     decoder = ready()
     del decoder._sse
     assert bare(decoder.feed(padded("a", 3) + padded("b", 0))) == [TextDelta("a"), TextDelta("b")]
+    assert bare(decoder.feed(padded("c", 3))) == [TextDelta("c")]
 
 
 @pytest.mark.parametrize(
@@ -634,6 +635,10 @@ def test_such_a_read_is_not_decoded_in_full() -> None:
         sse(delta(0, "text_delta", text="x", citation={})),
         sse(text("x")).replace(b'"x"', b'["x"]'),
         sse(text("x")).replace(b'"x"', b'"x'),
+        sse(text("x")).replace(b'"x"', b'\r"x"'),
+        sse(text("x")).replace(b'"x"', b'"x\ry"'),
+        sse(text("x")).replace(b'"x"', b'"x\ny"'),
+        sse(text("x")).replace(b"}}\n", b"}}\r\n"),
         sse(text("x")).replace(b"}}\n", b"}}}\n"),
         sse(text("x")).replace(b"\n\n", b"\n"),
         sse(text("x")).replace(b"\n", b"\r\n"),
