@@ -30,6 +30,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.hdrs import CONTENT_LENGTH
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from gateway.core.errors import without_frames
 from gateway.expectations import expect, failing, unlike
 from gateway.known_head import KnownHead
 from gateway.reply import Reply
@@ -122,10 +123,21 @@ class Connection(web.RequestHandler):
             self._known, self._message = head, message
             self._lessons -= 1
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancel the request that is being handled, and forget those that wait."""
+        if exc is not None:
+            without_frames(exc)  # the request gets it, and is in those of asyncio's transport
+        super().connection_lost(exc)
+        self._messages.clear()  # nobody asks for them any more, and their bodies keep the connection
+
     async def start(self) -> None:
         """Handle the requests of the connection, one after the other; aiohttp's own does the same with more tasks."""
         if not IS_SHORT:
-            await super().start()
+            try:
+                await super().start()
+            except asyncio.CancelledError as error:
+                without_frames(error)  # one of them has the task that has the error
+                raise
             return
         context = copy_context()
         while not self._force_close:

@@ -29,7 +29,7 @@ from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 from multidict import istr
 
 from gateway.connection import Connection
-from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout
+from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout, without_frames
 from gateway.core.meters import OTHER
 from gateway.dialects import DIALECTS
 from gateway.reply import Reply
@@ -232,6 +232,8 @@ class _Connection(Connection):
 
 
 def _not_http(error: BaseException | None) -> ClientError:
+    if error is not None:
+        without_frames(error)  # they have the message that it came with, which has it
     if isinstance(error, LineTooLong):
         return ClientError("a line of the request's head is too long", code="request_head_too_large", status_code=431)
     if isinstance(error, ContentEncodingError):
@@ -370,6 +372,7 @@ def _preflight(rule: OriginRule, request: web.Request) -> web.Response | None:
 
 def _told(error: GatewayError | web.HTTPException, request: web.Request) -> web.Response:
     """Return the answer that tells an error."""
+    without_frames(error)  # the request may have it, and they have the request
     if isinstance(error, GatewayError):
         return error_response(error, request[REQUEST_ID])
     response = error_response(_as_error(error, request), request[REQUEST_ID])

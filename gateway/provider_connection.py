@@ -29,6 +29,7 @@ from aiohttp import ClientPayloadError, StreamReader
 from aiohttp.client_proto import ResponseHandler
 
 from gateway.core.call import Flow, OpenFlow
+from gateway.core.errors import without_frames
 from gateway.expectations import expect, failing, lacking, unlike
 from gateway.plain_answer import Chunked, Sized, read_head
 
@@ -131,6 +132,7 @@ class _Sink:
         self._connection.sink = None
         self.pieces.clear()
         self.stopped.cancel()
+        del self.stopped  # it keeps an error that was raised here, whose frames keep us
 
     def pass_on_pieces(self) -> None:
         """Pass on what aiohttp's parser has made of a read."""
@@ -180,6 +182,12 @@ class AbruptConnection(ResponseHandler):
     def close(self) -> None:
         """Close, impolitely."""
         self.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection has ended."""
+        if exc is not None:
+            without_frames(exc)  # the answer gets it, and is in those of asyncio's transport
+        super().connection_lost(exc)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """Note what has gone wrong, and tell who reads a body that has not ended."""

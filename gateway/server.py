@@ -34,6 +34,7 @@ from gateway.core.errors import (
     Unauthorized,
     UpstreamError,
     unknown_model,
+    without_frames,
 )
 from gateway.core.events import Event, StreamStarted
 from gateway.core.ledger import Ledger, NoLedger
@@ -202,11 +203,12 @@ class Server:
                         return await self._stream(request, call, trace, way, pipeline)
                     return await self._answer(request, _traced(call, trace), dialect, pipeline)
                 except GatewayError as error:
-                    response = error_response(error, call.request_id, dialect)
+                    response = error_response(without_frames(error), call.request_id, dialect)
                 response.headers.update(_trace_headers(trace))
                 return response
         finally:
             self._live.discard(task)
+            del pipeline  # it may have the error
             del task  # it keeps what it was cancelled with, and by that this frame: nobody would ever clear that up
             if self._ended is not None and not self._live and not self._ended.done():
                 self._ended.set_result(None)
@@ -286,7 +288,7 @@ class Server:
             if not stream.is_committed:
                 raise  # it can still be told by a status
             reply.force_close()
-            await stream.fail(error)
+            await stream.fail(without_frames(error))
         finally:
             stream.close()
             self._streams.discard(stream)

@@ -190,14 +190,14 @@ class ClientStream:
     def _pause(self, transport: asyncio.WriteTransport) -> None:
         self._writable = self._loop.create_future()
         look = self._look_at_drain(transport)
-        self._drain = self._loop.call_later(DRAIN_LOOK_S, look)
+        self._drain = self._loop.call_later(DRAIN_LOOK_S, look, look)
 
-    def _look_at_drain(self, transport: asyncio.WriteTransport) -> Callable[[], None]:
+    def _look_at_drain(self, transport: asyncio.WriteTransport) -> Callable[..., None]:
         """Return a function that resumes the stream when its buffer has drained, or gives its client up."""
         least_bytes = transport.get_write_buffer_size()
         moved_at_s = self._loop.time()
 
-        def look() -> None:
+        def look(again: Callable[..., None]) -> None:  # told of itself: a function that knows itself stays for good
             nonlocal least_bytes, moved_at_s
             size = transport.get_write_buffer_size()
             if size <= LOW_WATER_BYTES or transport.is_closing():
@@ -209,7 +209,7 @@ class ClientStream:
                 transport.abort()
                 self._resume()
                 return
-            self._drain = self._loop.call_later(DRAIN_LOOK_S, look)
+            self._drain = self._loop.call_later(DRAIN_LOOK_S, again, again)
 
         return look
 

@@ -39,6 +39,7 @@ from gateway.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
     unknown_model,
+    without_frames,
 )
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
 from gateway.core.kept import Kept
@@ -332,7 +333,10 @@ class _Attempt(Struct, eq=False):
                     translated = _translated(error)
                     if translated is None:
                         raise
-                    raise translated from error
+                    try:
+                        raise translated from without_frames(error)  # the answer has it, too, and they have the answer
+                    finally:
+                        del translated  # and it this frame
                 finally:
                     if answer is not None:
                         _let_go(answer, is_whole=self._is_whole)
@@ -361,8 +365,10 @@ class _Attempt(Struct, eq=False):
     async def _relay(self, answer: Answer) -> None:
         """Relay a stream. How the transport ended does not matter, only whether the answer was whole by then."""
         decoder = self._decoder = self._upstream.provider.decoder(self._call)
-        with suppress(aiohttp.ClientError, OSError):
+        try:
             await relay(answer.content, self._taking(decoder), self._call.flow, note_pause=self._watch.note_pause)
+        except (aiohttp.ClientError, OSError) as error:
+            without_frames(error)  # the answer keeps it, and its frames keep the answer
         self._finish(decoder)
 
     def _finish(self, decoder: Decoder) -> None:
@@ -555,9 +561,10 @@ _DRAINING: set[asyncio.Future[None]] = set()
 async def _drain(answer: Answer) -> None:
     """Wait for the last bytes behind a complete answer, so that the connection can serve another."""
     try:
-        with suppress(aiohttp.ClientError, OSError):
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await answer.read(READ_AHEAD_BYTES)
+        async with asyncio.timeout(DRAIN_TIMEOUT_S):
+            await answer.read(READ_AHEAD_BYTES)
+    except (aiohttp.ClientError, OSError) as error:
+        without_frames(error)  # as in ``_Attempt._relay``
     finally:
         if answer.is_at_end:
             answer.release()

@@ -175,7 +175,9 @@ class Watch:
         self.alarm.remove(self._number)
         if self.expired is None or task is None:
             return
-        if task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        is_ours = task.uncancel() <= self._cancelling and kind is asyncio.CancelledError
+        del task  # it may be cancelled once more: it keeps that error, by whose frames it would be kept itself
+        if is_ours:
             raise TimeoutError from error
 
     def look(self, now_s: float) -> float | None:

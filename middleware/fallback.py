@@ -32,7 +32,7 @@ from msgspec import structs
 
 from gateway.core.budget import Budget, Budgets
 from gateway.core.call import Call, Route, Target
-from gateway.core.errors import InvalidRequest, UpstreamError
+from gateway.core.errors import InvalidRequest, UpstreamError, without_frames
 from gateway.core.events import AttemptFailed, Event
 from gateway.core.health import Breaker, HealthBoard, State, TargetHealth
 from gateway.core.ledger import Ledger, Settlement
@@ -290,7 +290,7 @@ class _Tour:
             try:
                 return await self._ask(target, delivered, send, call_next)
             except _FAILURES as error:
-                error.__traceback__ = None  # it would keep our frame, and that keeps the error
+                without_frames(error)  # it would keep ours, and that keeps the error
                 told = error if told is None or _tells_more(error) else told
                 delivered = self._after(error, delivered)
                 if not _is_worth_another(error) or not self._may_move_on(error):
@@ -470,8 +470,10 @@ class _Race:
             self._stop(HEDGE_LOST)
             if len(self._lanes) > 1:
                 self._options.count_race(self._call.route, is_won=self._winner == 1)
-            await asyncio.gather(*self._lanes, return_exceptions=True)
-            self._lanes.clear()  # their errors would keep us, and we them
+            try:
+                await asyncio.gather(*self._lanes, return_exceptions=True)
+            finally:
+                self._lanes.clear()  # their errors would keep us, and we them
 
     def _hedge(self) -> None:
         taken = self._tour.take_second()

@@ -27,7 +27,7 @@ from gateway.core.budget import Budgets
 from gateway.core.call import Call
 from gateway.core.continuation import ANSWER_CONTINUES, Continuation
 from gateway.core.delivery import AnswerComplete, Attempt, Delivery
-from gateway.core.errors import ErrorType, InvalidRequest, UpstreamError, UpstreamRefused
+from gateway.core.errors import ErrorType, InvalidRequest, UpstreamError, UpstreamRefused, without_frames
 from gateway.core.events import AttemptFailed, Event, ToolCallDelta, ToolCallStarted
 from gateway.core.plan import Plan, holds_calls, may_go_on, plans
 from gateway.core.seam import ANCHOR_CHARACTERS, SEAM_NOT_FOUND, seam_not_found
@@ -106,7 +106,7 @@ class Resume:
             error.was_sent = transcript.is_visible
             has_begun = error.was_sent or transcript.started is not None
             error.delivered = transcript if has_begun and may_go_on(call, transcript) else None
-            raise _without_frames(error)  # noqa: B904, it is the same
+            raise without_frames(error)  # noqa: B904, it is the same
 
     def may_pay(self, call: Call, price: float) -> bool:
         """Take the price of another attempt out of the budget, if there is so much in it."""
@@ -194,10 +194,12 @@ class _Rest:
                     await self._go_on()
         except UpstreamError as last:
             if last.refused == "continuation" and self._error is not None:
-                raise self._error from _without_frames(last)  # that it cannot be continued here is not what went wrong
+                raise self._error from without_frames(last)  # that it cannot be continued here is not what went wrong
             raise
-        finally:  # tenacity keeps itself alive in a cycle: it shall not keep the call and all of its answer
+        finally:  # tenacity keeps itself alive in a cycle, and with it us, the call and all of its answer
             attempt.retry_state.set_result(None)
+            del attempt.retry_state.retry_object
+            retrying.iter_state.reset()
             del self._call, self._call_next, self._delivery, self._error, self._send
 
     def _is_worth_another(self, state: RetryCallState) -> bool:
@@ -216,7 +218,7 @@ class _Rest:
         """Tell who watches that an attempt has failed, and that there will be another."""
         error = _error_of(state)
         if error is not None:
-            self._error = _without_frames(error)
+            self._error = without_frames(error)
             is_visible = self._delivery.transcript.is_visible
             target = str(error.target or self._call.target)
             self._send([AttemptFailed(target, error.attempt, error.error_type, error.code, is_visible)])
@@ -254,7 +256,7 @@ class _Rest:
                 try:
                     return await self._carry_out(plan, index)
                 except UpstreamError as error:
-                    refusal = _without_frames(error)
+                    refusal = without_frames(error)
                     if error.code == ANSWER_CONTINUES:
                         break  # a planned end: on with its token
                     if choice.character_count > before or not self._is_other_way_worth_it(plan, error):
@@ -328,8 +330,3 @@ def _wait(state: RetryCallState) -> float:
 def _error_of(state: RetryCallState) -> UpstreamError | None:
     error = state.outcome.exception() if state.outcome else None
     return error if isinstance(error, UpstreamError) else None
-
-
-def _without_frames(error: UpstreamError) -> UpstreamError:
-    """Return ``error``, that no longer keeps alive what it went through: the call, and all of its answer."""
-    return error.with_traceback(None)

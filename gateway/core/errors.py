@@ -25,7 +25,7 @@ a prompt or an answer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     from gateway.core.call import Target
@@ -47,6 +47,8 @@ ErrorType = Literal[
     "server_error",
     "_OTHER",
 ]
+
+E = TypeVar("E", bound=BaseException)
 
 
 class GatewayError(Exception):
@@ -263,3 +265,17 @@ class ConfigError(Exception):
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+
+
+def without_frames(error: E) -> E:
+    """Return ``error``, that no longer keeps alive what it and its causes went through: the call and all of its answer.
+
+    Whoever keeps an error is mostly in one of these frames, and then only the garbage collector can part them.
+    """
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in chain:
+        one.__traceback__ = None
+        chain.append(one)
+        one = one.__cause__ or one.__context__
+    return error

@@ -22,6 +22,7 @@ from gateway.core.errors import (
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
+    without_frames,
 )
 from gateway.core.events import TextDelta
 from gateway.core.transcript import Transcript
@@ -134,3 +135,26 @@ def test_configuration_error_has_one_line_for_each_fault() -> None:
     error = ConfigError(["a.yaml:1: server: expected a mapping", "a.yaml:2: models: unknown"])
     assert str(error).splitlines() == error.faults
     assert not isinstance(error, GatewayError)
+
+
+def test_an_error_without_frames_has_none_and_nor_have_its_causes() -> None:
+    """One that is caused by itself, by way of another, has an end as well."""
+    first, second, last = OSError(), ValueError(), InternalError("the last")
+    with pytest.raises(InternalError) as caught:
+        _fail(first, second, last)
+    assert caught.value is last
+    assert None not in {first.__traceback__, second.__traceback__, last.__traceback__}
+    assert without_frames(last) is last
+    assert {first.__traceback__, second.__traceback__, last.__traceback__} == {None}
+    first.__cause__ = last
+    assert without_frames(last) is last
+
+
+def _fail(first: Exception, second: Exception, last: Exception) -> None:
+    try:
+        try:
+            raise first
+        except OSError:
+            raise second  # noqa: B904, without a cause: while the first is handled
+    except ValueError as error:
+        raise last from error

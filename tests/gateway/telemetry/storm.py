@@ -279,7 +279,7 @@ async def storm() -> Storm:
             for kind in kinds:
                 told = Told(f"ticket-{next(numbers)}", kind)
                 found.told.append(told)
-                clients.add(asyncio.ensure_future(_ask(running, told, chance.randrange(1, 12))))
+                clients.add(asyncio.ensure_future(ask(running, told, chance.randrange(1, 12))))
                 if len(clients) >= AT_ONCE:
                     _, clients = await asyncio.wait(clients, return_when=asyncio.FIRST_COMPLETED)
                 if len(found.told) % SCRAPE_EVERY == 0:
@@ -303,7 +303,7 @@ async def _drain(running: Watched, found: Storm, numbers: count[int]) -> None:
     models = ["endless", "silent"] * (DRAINED_COUNT // 2)
     last = [Told(f"ticket-{next(numbers)}", Kind(1, model, "drained")) for model in models]
     found.told += last
-    clients = [asyncio.ensure_future(_ask(running, told, 0)) for told in last]
+    clients = [asyncio.ensure_future(ask(running, told, 0)) for told in last]
     for told in last:
         await running.witness.asked(told.ticket)
     await running.gateway.stop()
@@ -334,7 +334,8 @@ async def _weigh(slab: Slab, found: Storm) -> None:
         await asyncio.sleep(0.005)
 
 
-async def _ask(running: Watched, told: Told, patience: int) -> None:
+async def ask(running: Watched, told: Told, patience: int) -> None:
+    """Ask as a call of this kind is asked, and note what comes; ``patience`` is for those that leave."""
     kind = told.kind
     async with connected(running.url) as client:
         data = _request(told)
