@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from gateway.exchange import IS_SHORT
 from gateway.pipeline import Next, Send
 from gateway.process.member import WORKER, Member, Started
 from gateway.process.messages import Commission, Ready, Refused
-from gateway.process.worker import loop_factory_of, read_config
+from gateway.process.worker import calm_collector, loop_factory_of, read_config
 from gateway.telemetry.collector import SlabCollector
 from tests.eventually import TIMEOUT_S, eventually
 from tests.exposition import Exposition
@@ -270,3 +271,17 @@ async def test_a_worker_that_nobody_commissions_ends() -> None:
         )
     ours.close()
     assert await asyncio.wait_for(process.wait(), TIMEOUT_S) == 0
+
+
+def test_the_collector_is_calm_and_still_clears_up() -> None:
+    """What was there before is never looked at; the oldest of what comes is, before it is many millions of objects."""
+    before = gc.get_threshold()
+    try:
+        calm_collector()
+        youngest, middle, oldest = gc.get_threshold()
+        assert youngest >= 20_000
+        assert youngest * (middle + 1) * (oldest + 1) < 3_000_000
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
