@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.benchmarks.soak import Load, Look, Told, broken_laws, grown, soak
+from tests.benchmarks.soak import Load, Look, Told, broken_laws, grown, parts, soak
 from tests.exposition import Exposition
 
 SHORT: Final = Load(
@@ -66,6 +66,17 @@ def test_what_grows_is_seen_and_told(name: str, a_second: float) -> None:
     looks = [replace(look, **{name: getattr(look, name) + int(look.at_s * a_second * 10) / 10}) for look in FLAT]
     (told,) = grown(looks, LOAD)
     assert told.startswith(f"{name} grew by ")
+
+
+def test_what_only_a_worker_that_stays_loses_is_seen() -> None:
+    """Reloads hide it for the first half of the time: in all of it, it would be too little."""
+    load = replace(LOAD, duration_s=300.0, still_s=150.0)
+    looks = [replace(look, resident_mb=150 + max(0.0, look.at_s - 150) * 0.15) for look in FLAT]
+    reloaded, stayed = parts(looks, load)
+    assert grown(reloaded, load) == []
+    (told,) = grown(stayed, load)
+    assert told.startswith("resident_mb grew by ")
+    assert parts(looks, LOAD) == [looks]
 
 
 def _books(**changes: float) -> Exposition:
