@@ -56,6 +56,7 @@ class ClientStream:
         "_writable",
         "_write_timeout_s",
         "_written_at_s",
+        "is_paused",
     )
 
     def __init__(self, encoder: Encoder, begin: Begin, *, heartbeat_s: float, write_timeout_s: float) -> None:
@@ -69,6 +70,8 @@ class ClientStream:
         self._drain: asyncio.TimerHandle | None = None
         self._written_at_s = self._loop.time()
         self._writable: asyncio.Future[None] | None = None
+        self.is_paused = False
+        """Whether reading from the provider should pause: asked behind every token, so it is no function."""
         self._beat = self._loop.call_later(heartbeat_s, self._heartbeat)
         self._started: StreamStarted | None = None
 
@@ -100,11 +103,6 @@ class ClientStream:
     def is_committed(self) -> bool:
         """Whether the response has begun, if only with a sign of life, so that its status is fixed."""
         return self._transport is not None
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether reading from the provider should pause."""
-        return self._writable is not None
 
     async def wait(self) -> None:
         """Return when the client's socket takes more; raises ``ClientGone`` when it never will."""
@@ -189,6 +187,7 @@ class ClientStream:
 
     def _pause(self, transport: asyncio.WriteTransport) -> None:
         self._writable = self._loop.create_future()
+        self.is_paused = True
         look = self._look_at_drain(transport)
         self._drain = self._loop.call_later(DRAIN_LOOK_S, look, look)
 
@@ -215,5 +214,6 @@ class ClientStream:
 
     def _resume(self) -> None:
         writable, self._writable = self._writable, None
+        self.is_paused = False
         if writable is not None and not writable.done():
             writable.set_result(None)
