@@ -16,6 +16,9 @@ tokens that it brings are no good for any other, and are not told.
 A ``functionCall`` has no id on most models: it gets one made of the answer's own. It arrives whole and is told in one
 delta; where Vertex sends the arguments in pieces, each with its JSONPath, they are put together first. Images, code
 that Google runs and its results, and calls of its own tools are nothing that a client could answer: ``ProviderExtra``.
+
+A chunk that is like the last but for its text and its usage is read by these alone, see ``google_template``: that takes
+half of the instructions.
 """
 
 from __future__ import annotations
@@ -57,7 +60,9 @@ from gateway.providers.errors import (
     malformed,
     upstream_error,
 )
+from gateway.providers.google_template import ChunkTemplate, learn
 from gateway.providers.json_stream import JSONStreamDecoder
+from gateway.providers.openai_template import MAX_TRIES, decode_text
 
 GENERATE_CONTENT = "google.generate_content"
 """The wire of a ``GenerateContentResponse``: a chunk and a whole answer have the same shape."""
@@ -173,6 +178,8 @@ class _Chunk(msgspec.Struct, rename="camel", gc=False):
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 _decode_chunks = msgspec.json.Decoder(list[_Chunk]).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+_LF, _CR = b"\n\r"
 
 
 @dataclass(slots=True)
@@ -198,14 +205,33 @@ class GoogleDecoder(EventDecoder):
         self._tells_tokens = _is_own_request(call)
         self._call_counts: dict[int, int] = {}
         self._open_calls: dict[int, _OpenCall] = {}
+        self._tries_left = MAX_TRIES
+        self._template: ChunkTemplate | None = None
+        self._index = 0
+        self._ready: ChunkTemplate | None = None
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that ``data`` completes, in legal order."""
+        """Return the events that ``data`` completes, in legal order; nearly all reads are one event like the last.
+
+        Such a one is legal if the candidate was open behind the last read that was decoded in full, and begins an event
+        if that one did not end within one.
+        """
+        template = self._ready
+        if template is not None and data.startswith(template.head) and data.endswith(template.tail):
+            told = self._told(template, data)
+            if told:
+                return told
         if not self._is_framing_known and (begun := data.lstrip()):
             self._is_framing_known = True
             if begun.startswith((b"[", b"{")):
                 self._sse = JSONStreamDecoder()
-        return EventDecoder.feed(self, data)
+        events = EventDecoder.feed(self, data)
+        if self._tries_left and events and type(events[0]) is TextDelta:
+            self._learn(data, events[0], len(events))
+        is_open = not self.is_complete and self._lifecycle.is_open(self._index)
+        is_ready = is_open and self._finishes.get(self._index) is None and self._sse.is_between_events
+        self._ready = self._template if is_ready else None
+        return events
 
     def finish(self) -> list[Event]:
         """Take the end of the bytes, which alone makes a finish final."""
@@ -223,6 +249,37 @@ class GoogleDecoder(EventDecoder):
         if self._paused:
             raise _answer_continues()
         return bool(self._finishes) and all(self._finishes.values())
+
+    def _told(self, template: ChunkTemplate, data: bytes) -> list[Event]:
+        """Return the events of a read that is one event like the last; none if it is something else."""
+        inside = data[template.inside]
+        written, _, totals = inside.partition(template.between)
+        if _LF in inside or _CR in inside:
+            return []
+        try:
+            text = decode_text(written)
+            said = _decode_usage(totals)
+        except NOT_JSON:
+            return []
+        if not text:
+            return []
+        self._character_count += len(text)
+        usage = self._new_usage(said)
+        if usage is None:
+            return [TextDelta(text, self._index, Frame(data[template.document], GENERATE_CONTENT, 1))]
+        self._reported = usage
+        frame = Frame(data[template.document], GENERATE_CONTENT, 2)
+        return [TextDelta(text, self._index, frame), UsageReported(usage, frame)]
+
+    def _learn(self, data: bytes, event: TextDelta, count: int) -> None:
+        """Take a read of one chunk, with one text and perhaps a new usage, as what the next will be like."""
+        frame = event.frame
+        if frame is None or not frame.event_count == count <= 2:
+            return
+        self._tries_left -= 1
+        template = learn(data, frame.data, event.text)
+        if template is not None and _has_values_in_place(template):
+            self._template, self._index = template, event.index
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data
@@ -382,6 +439,18 @@ class GoogleDecoder(EventDecoder):
             call_id = f"call_{self._id or self._call.request_id}_{number}"
         found.append(ToolCallStarted(call_index, call_id, name, index=index))
         found.append(ToolCallDelta(call_index, arguments, index))
+
+
+def _has_values_in_place(template: ChunkTemplate) -> bool:
+    """Try whether what stands in the two places is read as the text and the usage."""
+    text, usage = "\u00e4\n", _Usage(1, 2, 3, 4, 5)
+    event = template.event_with(msgspec.json.encode(text), msgspec.json.encode(usage))
+    chunk = _decode_chunk(event[template.document])
+    match chunk.candidates:
+        case [_Candidate(content=_Content(parts=[_Part(text=found), *_]))]:
+            return (found, chunk.usage_metadata) == (text, usage)
+        case _:
+            return False
 
 
 def checkpoint_of(call: Call) -> Checkpoint | None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -655,3 +656,114 @@ def test_arbitrary_bytes_raise_nothing_but_errors_of_the_tree(data: list[bytes])
     """No bytes of a provider bring out a foreign exception."""
     with suppress(UpstreamError):
         feed(*data)
+
+
+# --- chunks that are like the last, read by their text and their usage alone
+
+
+def ready(end: str = "\r\n") -> GoogleDecoder:
+    """Return a decoder that has read two such chunks."""
+    decoder = GoogleDecoder(CALL)
+    for number, word in enumerate(("zero", "first")):
+        decoder.feed(sse(text(word, **used(3, number)), end=end))
+    return decoder
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1, max_size=8),
+    st.sampled_from(["\n", "\r\n"]),
+    st.data(),
+)
+def test_chunks_are_the_same_wherever_reads_cut_them(
+    words: list[tuple[str, int]], end: str, data: st.DataObject
+) -> None:
+    """Texts, usages, frames and what is known of them: alone in a read, together, or in pieces."""
+    events = [sse(text(word, **used(3, count)), end=end) for word, count in words]
+    whole = b"".join(events)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
+    plain, cut, apart = ready(end), ready(end), ready(end)
+    expected: list[Event] = []
+    for event in events:
+        plain._ready = None
+        expected += plain.feed(event)
+    assert [one for begin, stop in pairwise([0, *cuts, len(whole)]) for one in cut.feed(whole[begin:stop])] == expected
+    assert [one for event in events for one in apart.feed(event)] == expected
+    assert [one.text for one in expected if isinstance(one, TextDelta)] == [word for word, _ in words]
+    assert plain.usage == cut.usage == apart.usage
+    assert plain._character_count == cut._character_count == apart._character_count
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_such_a_read_is_not_decoded_in_full(end: str) -> None:
+    """Else the short way is in vain."""
+    decoder = ready(end)
+    del decoder._sse
+    delta, reported = decoder.feed(sse(text("a", **used(3, 7)), end=end))
+    assert isinstance(delta, TextDelta)
+    assert isinstance(reported, UsageReported)
+    assert (delta.text, reported.usage, decoder.usage) == ("a", Usage(3, 7), Usage(3, 7))
+    (delta,) = decoder.feed(sse(text("b", **used(3, 7)), end=end))
+    assert delta.frame is not None
+    assert delta.frame.event_count == 1
+
+
+ODD_CHUNK = sse(text("x", **used(3, 4)))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        sse(text("", **used(3, 4))),
+        sse(text("x")),
+        sse(text("x", index=1, **used(3, 4))),
+        sse(text("x", finish="STOP", **used(3, 4))),
+        sse(chunk({"text": "x", "thought": True}, **used(3, 4))),
+        sse(chunk(function(name="f", args={}), **used(3, 4))),
+        sse({"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}}),
+        ODD_CHUNK.replace(b'"x"', b'["x"]'),
+        ODD_CHUNK.replace(b'"x"', b'"x'),
+        ODD_CHUNK.replace(b'"x"', b'\r"x"'),
+        ODD_CHUNK.replace(b'"x"', b'"x" \n'),
+        ODD_CHUNK.replace(b'"x"', b'"x", "text": "y"'),
+        ODD_CHUNK.replace(b": 4", b": \n4"),
+        ODD_CHUNK.replace(b": 4", b": \r4"),
+        ODD_CHUNK.replace(b": 4", b": 4, "),
+        ODD_CHUNK.replace(b": 4", b': "4"'),
+        ODD_CHUNK.replace(b": 4}", b": 4}}"),
+        ODD_CHUNK.replace(b'{"promptTokenCount": 3, "candidatesTokenCount": 4}', b"null"),
+        ODD_CHUNK.replace(b"\r\n\r\n", b"\r\n"),
+        ODD_CHUNK.replace(b"\r\n", b"\n"),
+        b": a comment\r\n\r\n",
+        b"\r\n",
+    ],
+)
+def test_what_is_not_like_the_last_is_read_as_it_is(odd: bytes) -> None:
+    """With those before and behind it in the same read, and in reads of their own."""
+    a, b, c, d = (sse(text(word, **used(3, number + 5))) for number, word in enumerate("abcd"))
+    pieces = [a, b, odd, c, d]
+    plain, together, apart = ready(), ready(), ready()
+    expected: list[Event] = []
+    for piece in pieces:
+        plain._ready = None
+        expected += plain.feed(piece)
+    assert together.feed(b"".join(pieces)) == expected
+    assert [event for piece in pieces for event in apart.feed(piece)] == expected
+    assert plain.usage == together.usage == apart.usage
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        b'{"x": {"text": "a"},"candidates":[{"content": {"parts": [{"text": "\\u0061"}]}}], "usageMetadata": {"n": 1}}',
+        b'{"candidates": [{"content": {"parts": [{"text": "a", "text": "\\u0061"}]}}], "usageMetadata": {"n": 1}}',
+        b'{"candidates": [{"content": {"parts": [{"text": "a"}]}}], "usageMetadata": {}, "x": {}}',
+    ],
+)
+def test_a_place_where_text_and_usage_are_not_read_is_not_learned(written: bytes) -> None:
+    """What is written like them stands before the real ones, or behind them."""
+    decoder = GoogleDecoder(CALL)
+    for _ in range(9):
+        decoder.feed(b"data: " + written + b"\r\n\r\n")
+        assert decoder._ready is None
+    assert not decoder._tries_left
