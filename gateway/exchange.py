@@ -237,8 +237,8 @@ class Connector(TCPConnector):
     def _kept(self, key: ConnectionKey) -> ProviderConnection | None:
         """Return a connection that was kept, if there is one that can be used.
 
-        It is what ``_get`` does for who has no traces to wait for, without an object that counts on being closed: with
-        that and its coroutine a request takes 6 k instructions more.
+        It is what ``_get`` does for who has no traces to wait for, without an object that counts on being closed: that
+        and its coroutine were a hundredth of what a short answer costs.
         """
         while kept := self._conns.get(key):
             connection, since_s = kept.popleft()

@@ -94,7 +94,7 @@ class _Layout:
 
     All answers of a provider have the same names, and half of them another value each time. To see that a head has the
     names of one before takes half of what it takes to look for each of its lines among those that were known, and two
-    thirds of what aiohttp's parser takes, for one of 27 lines; where all lines are looked at it is twice as much.
+    thirds of what aiohttp's parser takes, for one of 27 lines.
     """
 
     __slots__ = ("has_length", "has_twice", "match", "names")
