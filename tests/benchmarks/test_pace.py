@@ -219,8 +219,11 @@ def _other_upstream(stack: ExitStack, path: Path, folder: Path) -> Upstream:
 
 
 def _other_load(path: Path, side: Side) -> dict[str, Any]:
-    """With a ramp that is no multiple of the interval, or all streams would keep step."""
-    options = ("streams=100", "seconds=5", "rampms=1990", f"pid={_pid(side)}", f"model={side.model}")
+    """With a ramp that has its streams, which begin evenly, come at all moments of the interval, as ours do.
+
+    Where they keep step, or come in a part of it, there is less to wake up for: that saves a sixth of the CPU.
+    """
+    options = ("streams=100", "seconds=5", "rampms=2020", f"pid={_pid(side)}", f"model={side.model}")
     command: list[str | Path] = [path, "load", str(side.port), *options, f"header=Authorization: Bearer {KEY}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     found: dict[str, Any] = json.loads(done.stdout)
