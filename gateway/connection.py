@@ -48,7 +48,6 @@ except ImportError as error:
 LESSONS: Final = 4
 """How many heads of a connection are learned in vain: a client that says another each time is not asked to repeat."""
 
-
 _Received = tuple[Any, StreamReader | bytes]
 """A request's head, and its body: that is bytes where it went past the parser."""
 
@@ -63,15 +62,14 @@ class Connection(web.RequestHandler):
     known.
     """
 
-    __slots__ = ("_has_paused", "_known", "_lessons", "_message", "_owed_bytes")
+    __slots__ = ("_has_paused", "_known", "_lessons", "_owed_bytes")
 
     _messages: deque[_Received]  # type: ignore[assignment]  # it has both kinds
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, **options)
         self._has_paused = False
-        self._known: KnownHead | None = None
-        self._message: RawRequestMessage
+        self._known: tuple[KnownHead, RawRequestMessage] | None = None
         self._lessons = LESSONS
         self._owed_bytes = 0
 
@@ -89,7 +87,7 @@ class Connection(web.RequestHandler):
         """Take what a read brought; a request whose head is known goes past the parser, which has to be between two."""
         head: KnownHead | None = None
         if self._owed_bytes == 0 and data and IS_SHORT:
-            if self._known is not None and self._recall(self._known, data):
+            if self._known is not None and self._recall(*self._known, data):
                 return
             head = KnownHead.of(data) if self._lessons else None
             self._owed_bytes = -1 if head is None else head.request_bytes
@@ -99,14 +97,14 @@ class Connection(web.RequestHandler):
         if head is not None and self._owed_bytes == 0:
             self._learn(head)
 
-    def _recall(self, known: KnownHead, data: bytes) -> bool:
+    def _recall(self, known: KnownHead, message: RawRequestMessage, data: bytes) -> bool:
         """Take a request whose head has come before, if a request is waited for; returns whether it is one."""
         waiter = self._waiter
-        found = known.recall(data) if waiter is not None and not waiter.done() else None
-        if found is None or waiter is None:
+        if waiter is None or waiter.done() or (found := known.recall(data)) is None:
             return False
         length, body = found
-        message = self._message if length == known.length else _with_length(self._message, length)
+        if length != known.length:
+            message = _with_length(message, length)
         self._lessons = LESSONS
         self._request_count += 1
         self._messages.append((message, body))
@@ -120,7 +118,7 @@ class Connection(web.RequestHandler):
         message, payload = self._messages[0]
         is_whole = type(message) is RawRequestMessage and type(payload) is StreamReader and payload.is_eof()
         if is_whole and not (message.compression or message.upgrade or message.chunked):
-            self._known, self._message = head, message
+            self._known = head, message
             self._lessons -= 1
 
     def connection_lost(self, exc: BaseException | None) -> None:
