@@ -32,6 +32,7 @@ from gateway.providers.anthropic_stream import (
     read_answer,
     read_error,
 )
+from tests.gateway.providers.short_way import check_short_way
 
 CALL = Call(
     request_id="t",
@@ -652,15 +653,7 @@ def test_such_a_read_is_not_decoded_in_full() -> None:
 )
 def test_what_is_not_such_a_piece_is_read_as_it_is(odd: bytes) -> None:
     """With those before and behind it in the same read, and in reads of their own."""
-    pieces = [sse(text("a")), sse(text("b")), odd, sse(text("c")), sse(text("d"))]
-    plain, together, apart = ready(), ready(), ready()
-    expected: list[Event] = []
-    for piece in pieces:
-        plain._ready = None
-        expected += plain.feed(piece)
-    assert together.feed(b"".join(pieces)) == expected
-    assert [event for piece in pieces for event in apart.feed(piece)] == expected
-    assert plain.usage == together.usage == apart.usage
+    check_short_way(ready, [sse(text("a")), sse(text("b")), odd, sse(text("c")), sse(text("d"))])
 
 
 @pytest.mark.parametrize("index", [0, 1])

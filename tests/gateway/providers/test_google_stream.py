@@ -34,6 +34,7 @@ from gateway.providers.google_stream import (
     model_name,
     read_error,
 )
+from tests.gateway.providers.short_way import check_short_way
 
 CALL = Call(request_id="r1", target=Target("google", "gemini-2.5-flash"), stream=True)
 
@@ -741,15 +742,7 @@ ODD_CHUNK = sse(text("x", **used(3, 4)))
 def test_what_is_not_like_the_last_is_read_as_it_is(odd: bytes) -> None:
     """With those before and behind it in the same read, and in reads of their own."""
     a, b, c, d = (sse(text(word, **used(3, number + 5))) for number, word in enumerate("abcd"))
-    pieces = [a, b, odd, c, d]
-    plain, together, apart = ready(), ready(), ready()
-    expected: list[Event] = []
-    for piece in pieces:
-        plain._ready = None
-        expected += plain.feed(piece)
-    assert together.feed(b"".join(pieces)) == expected
-    assert [event for piece in pieces for event in apart.feed(piece)] == expected
-    assert plain.usage == together.usage == apart.usage
+    check_short_way(ready, [a, b, odd, c, d])
 
 
 @pytest.mark.parametrize(
