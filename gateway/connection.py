@@ -1,10 +1,10 @@
 """A client's connection: aiohttp's, without what it does for every request and a gateway does not need.
 
-This file reaches below aiohttp's public surface on the clients' side, as ``exchange.py`` does on the providers'. What
-it keeps of aiohttp is its parser in C, its requests and its way of ending an answer. What it leaves out, for requests
-that are whole and as usual, is a task of its own for each (making it, waking it, waking who waits for it) and a second
-look of the parser at what it has read already. That is a seventh of what a short answer costs on this side. And a head
-that came before on the connection is not parsed again, see gateway/known_head.py.
+This file reaches below aiohttp's public surface on the clients' side, as ``exchange.py`` and ``provider_connection.py``
+do on the providers'. What it keeps of aiohttp is its parser in C, its requests and its way of ending an answer. What it
+leaves out, for requests that are whole and as usual, is a task of its own for each (making it, waking it, waking who
+waits for it) and a second look of the parser at what it has read already. That is a seventh of what a short answer
+costs on this side. And a head that came before on the connection is not parsed again, see gateway/known_head.py.
 
 A task of its own gave each request its own context variables. Here requests share their connection's, as long as they
 leave them as they were; where one does not, the connection goes on in a new task, with those it began with.
