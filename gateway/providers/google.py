@@ -43,7 +43,8 @@ from gateway.core.events import Event
 from gateway.providers.base import DATA_URI, Decoder, ProviderOptions, RequestHeaders, UpstreamRequest, wanted_format
 from gateway.providers.continued import Rest, continued, goes_on, messages_with, open_turn
 from gateway.providers.errors import NOT_JSON, retry_after_s
-from gateway.providers.google_stream import GoogleDecoder, checkpoint_of, decode_error, model_name, read_error
+from gateway.providers.google_errors import decode_error, read_error
+from gateway.providers.google_stream import GoogleDecoder, checkpoint_of, model_name
 
 FOREIGN_SIGNATURE = "skip_thought_signature_validator"
 """What Google documents as the ``thoughtSignature`` of a call that its model did not make."""

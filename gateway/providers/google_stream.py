@@ -13,9 +13,8 @@ where it came first, behind the text of its chunk. ``CONTINUATION`` says that th
 is not; it ends the stream with an error of its own. A request that shows a partial answer is not the client's: the
 tokens that it brings are no good for any other, and are not told.
 
-A ``functionCall`` has no id on most models: it gets one made of the answer's own. It arrives whole and is told in one
-delta; where Vertex sends the arguments in pieces, each with its JSONPath, they are put together first. Images, code
-that Google runs and its results, and calls of its own tools are nothing that a client could answer: ``ProviderExtra``.
+Function calls are read by ``google_calls``, errors by ``google_errors``. Images, code that Google runs and its results,
+and calls of its own tools are nothing that a client could answer: ``ProviderExtra``.
 
 A chunk that is like the last but for its text and its usage is read by these alone, see ``google_template``: that takes
 half of the instructions.
@@ -23,17 +22,13 @@ half of the instructions.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import pairwise
-from typing import Any
 
 import msgspec
 
 from gateway.core.call import Call
 from gateway.core.continuation import ANSWER_CONTINUES, Checkpoint
-from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamRefused
+from gateway.core.errors import StreamInterrupted, UpstreamError
 from gateway.core.events import (
     CheckpointReached,
     ChoiceFinished,
@@ -44,22 +39,14 @@ from gateway.core.events import (
     ReasoningDelta,
     StreamStarted,
     TextDelta,
-    ToolCallDelta,
-    ToolCallStarted,
     Usage,
     UsageReported,
 )
 from gateway.core.sse import ServerSentEvent
 from gateway.providers.base import EventDecoder, started
-from gateway.providers.errors import (
-    NOT_JSON,
-    ErrorBody,
-    clean_message,
-    decode_error_body,
-    decode_or_none,
-    malformed,
-    upstream_error,
-)
+from gateway.providers.errors import NOT_JSON, malformed
+from gateway.providers.google_calls import CallReader, FunctionCall
+from gateway.providers.google_errors import stream_error
 from gateway.providers.google_template import ChunkTemplate, learn
 from gateway.providers.json_stream import JSONStreamDecoder
 from gateway.providers.openai_template import MAX_TRIES, decode_text
@@ -96,48 +83,11 @@ _FAILED = frozenset(
 )
 """Finish reasons that say that there is no answer; the same question may well get one."""
 
-_STATUSES = {
-    "INVALID_ARGUMENT": 400,
-    "FAILED_PRECONDITION": 400,
-    "OUT_OF_RANGE": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "NOT_FOUND": 404,
-    "ABORTED": 409,
-    "ALREADY_EXISTS": 409,
-    "RESOURCE_EXHAUSTED": 429,
-    "CANCELLED": 499,
-    "UNAVAILABLE": 503,
-    "DEADLINE_EXCEEDED": 504,
-}
-"""The HTTP status that an error without a number would have had."""
-
-_STEP = re.compile(r"""\.([^.\[\]]+)|\[(\d{1,6})\]|\[(["'])((?:(?!\3)[^\\]|\\.)*)\3\]""")
-_MAX_STEPS = 64
-_DELAY = re.compile(r"(\d{1,6}(?:\.\d+)?)s")
-_STATUS_NAME = re.compile(r"[A-Z_]{1,64}")
-
-
-class _PartialArgument(msgspec.Struct, rename="camel", gc=False):
-    json_path: str = ""
-    string_value: str | None = None
-    number_value: int | float | None = None
-    bool_value: bool | None = None
-    will_continue: bool | None = None
-
-
-class _FunctionCall(msgspec.Struct, rename="camel", gc=False):
-    id: str | None = None
-    name: str | None = None
-    args: msgspec.Raw = msgspec.Raw(b"null")
-    partial_args: list[_PartialArgument] | None = None
-    will_continue: bool | None = None
-
 
 class _Part(msgspec.Struct, rename="camel", gc=False):
     text: str | None = None
     thought: bool | None = None
-    function_call: _FunctionCall | None = None
+    function_call: FunctionCall | None = None
 
 
 class _Content(msgspec.Struct, gc=False):
@@ -182,15 +132,6 @@ _decode_usage = msgspec.json.Decoder(_Usage).decode
 _LF, _CR = b"\n\r"
 
 
-@dataclass(slots=True)
-class _OpenCall:
-    """A call whose arguments come in pieces."""
-
-    id: str
-    name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
 class GoogleDecoder(EventDecoder):
     """Reads a stream of ``GenerateContentResponse``: server-sent events or, by its first byte, a JSON array."""
 
@@ -203,8 +144,7 @@ class GoogleDecoder(EventDecoder):
         self._paused: set[int] = set()
         self._tokens: dict[int, str] = {}
         self._tells_tokens = _is_own_request(call)
-        self._call_counts: dict[int, int] = {}
-        self._open_calls: dict[int, _OpenCall] = {}
+        self._calls = CallReader()
         self._tries_left = MAX_TRIES
         self._template: ChunkTemplate | None = None
         self._index = 0
@@ -240,7 +180,7 @@ class GoogleDecoder(EventDecoder):
 
     def _is_whole(self) -> bool:
         """Every candidate must have ended, and the array; one that stops in a call without ending that has not."""
-        for index in self._open_calls:
+        for index in self._calls.open_indices():
             finish = self._finishes.get(index)
             if finish is not None and finish.reason in ("stop", "tool_calls"):
                 raise malformed("a function call without its end")
@@ -289,7 +229,7 @@ class GoogleDecoder(EventDecoder):
             raise malformed("a chunk that is not a GenerateContentResponse") from error
         for chunk in chunks:
             if chunk.error is not _NO_ERROR and bytes(chunk.error) != b"null":
-                raise _stream_error(chunk.error, self._secret)
+                raise stream_error(chunk.error, self._secret)
             if not self._read_plain_text(chunk, data, events):
                 self._read_chunk(chunk, data, events)
 
@@ -366,7 +306,7 @@ class GoogleDecoder(EventDecoder):
         has_extra = False
         for part in parts:
             if part.function_call is not None:
-                self._read_call(part.function_call, index, found)
+                found += self._calls.read(part.function_call, index, self._id or self._call.request_id)
             elif part.text is None:
                 has_extra = True
             elif part.text:
@@ -387,7 +327,7 @@ class GoogleDecoder(EventDecoder):
                 f"the provider ended its answer with {native}", code=native.lower(), error_type="protocol"
             )
         reason = _FINISH_REASONS.get(native) or ("content_filter" if native.startswith("IMAGE_") else "stop")
-        if reason == "stop" and self._call_counts.get(index):
+        if reason == "stop" and self._calls.has_called(index):
             reason = "tool_calls"
         finishes.append(ChoiceFinished(reason, native, index))
         return None
@@ -408,37 +348,6 @@ class GoogleDecoder(EventDecoder):
             return None
         self._usage = usage
         return usage
-
-    def _read_call(self, said: _FunctionCall, index: int, found: list[Event]) -> None:
-        """A call is whole at once, or opened by its name and closed by a piece that does not say it will continue."""
-        begun = self._open_calls.get(index)
-        pieces = said.partial_args or []
-        is_open = bool(said.will_continue) or any(piece.will_continue for piece in pieces)
-        if said.name:
-            if begun is not None:
-                raise malformed("a function call inside another")
-            if not pieces and not is_open:
-                self._tell_call(said.id, said.name, _compact(bytes(said.args)), index, found)
-                return
-            begun = self._open_calls[index] = _OpenCall(said.id or "", said.name)
-        elif begun is None:
-            if pieces or is_open or bytes(said.args) not in (b"null", b"{}"):
-                raise malformed("a function call without a name")
-            return
-        for piece in pieces:
-            _place(begun.arguments, piece)
-        if not is_open:
-            del self._open_calls[index]
-            self._tell_call(begun.id, begun.name, _encode(begun.arguments), index, found)
-
-    def _tell_call(self, call_id: str | None, name: str, arguments: str, index: int, found: list[Event]) -> None:
-        call_index = self._call_counts.get(index, 0)
-        self._call_counts[index] = call_index + 1
-        if not call_id:
-            number = sum(self._call_counts.values()) - 1
-            call_id = f"call_{self._id or self._call.request_id}_{number}"
-        found.append(ToolCallStarted(call_index, call_id, name, index=index))
-        found.append(ToolCallDelta(call_index, arguments, index))
 
 
 def _has_values_in_place(template: ChunkTemplate) -> bool:
@@ -483,125 +392,3 @@ def _unix_s(time: str | None) -> int:
         return int(datetime.fromisoformat(time).timestamp()) if time else 0
     except (ValueError, OverflowError):
         return 0
-
-
-def _compact(arguments: bytes) -> str:
-    """Return arguments without the white space between them; none at all are an empty object."""
-    if arguments == b"null":
-        return "{}"
-    try:
-        text = msgspec.json.format(arguments, indent=-1).decode()
-    except NOT_JSON as error:
-        raise malformed("function arguments that are not JSON") from error
-    if not text.startswith("{"):
-        raise malformed("function arguments that are not an object")
-    return text
-
-
-def _encode(arguments: dict[str, Any]) -> str:
-    return msgspec.json.encode(arguments).decode()
-
-
-def _place(arguments: dict[str, Any], piece: _PartialArgument) -> None:
-    """Put one piece where its path says; text goes on where there is text."""
-    steps = _steps(piece.json_path)
-    container: Any = arguments
-    for step, following in pairwise(steps):
-        inner = _get(container, step)
-        if inner is None:
-            inner = _set(container, step, [] if isinstance(following, int) else {})
-        container = inner
-    known = _get(container, steps[-1])
-    value: Any = piece.number_value if piece.bool_value is None else piece.bool_value
-    if piece.string_value is not None:
-        value = known + piece.string_value if isinstance(known, str) else piece.string_value
-    _set(container, steps[-1], value)
-
-
-def _steps(path: str) -> list[str | int]:
-    """Take a JSONPath such as ``$.rooms[0].name`` apart."""
-    steps: list[str | int] = []
-    position = 1
-    while path.startswith("$") and position < len(path) and len(steps) < _MAX_STEPS:
-        found = _STEP.match(path, position)
-        if found is None:
-            break
-        plain, number, _, quoted = found.groups()
-        steps.append(int(number) if number else plain or re.sub(r"\\(.)", r"\1", quoted))
-        position = found.end()
-    if not steps or position < len(path):
-        raise malformed("a function argument with a path that is none")
-    return steps
-
-
-def _get(container: Any, step: str | int) -> Any:
-    if isinstance(container, dict) and isinstance(step, str):
-        return container.get(step)
-    if isinstance(container, list) and isinstance(step, int) and step <= len(container):
-        return container[step] if step < len(container) else None
-    raise malformed("function arguments that do not fit together")
-
-
-def _set(container: Any, step: str | int, value: Any) -> Any:
-    """Set what ``_get`` has looked for, and return it."""
-    if isinstance(container, list) and step == len(container):
-        container.append(value)
-    else:
-        container[step] = value
-    return value
-
-
-def decode_error(body: bytes) -> dict[str, Any]:
-    """Return what the body of an HTTP error says: ``{"error": {…}}``, or the same as the one item of an array."""
-    document = decode_error_body(body)
-    return _as_error(document.get("error") if isinstance(document, dict) else None)
-
-
-def _as_error(said: object) -> dict[str, Any]:
-    if isinstance(said, dict):
-        return said
-    return {"message": said} if isinstance(said, str) else {}
-
-
-def _stream_error(said: msgspec.Raw, secret: str | None) -> UpstreamError:
-    """Nobody here cancels a stream and then reads on: a ``CANCELLED`` inside one is Google's own failure."""
-    error = _as_error(decode_or_none(said))
-    status = error.get("code")
-    if not isinstance(status, int) or not 400 <= status < 600:
-        status = _STATUSES.get(str(error.get("status")), 500)
-    told = read_error(500 if status == 499 else status, error, wait_s=None, secret=secret)
-    told.upstream_status = status
-    return told
-
-
-def read_error(status: int, said: dict[str, Any], *, wait_s: float | None, secret: str | None) -> UpstreamError:
-    """Say what an error means.
-
-    A 429 is told in the same words, billing among them, whether it passes in seconds or with the day: ``details`` says.
-    """
-    message = clean_message(said.get("message") or f"the provider answered with status {status}", secret)
-    name = str(said.get("status"))
-    code = name.lower() if _STATUS_NAME.fullmatch(name) else ""
-    details = said.get("details")
-    details = [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
-    wait_s = _delay_s(details) if wait_s is None else wait_s
-    if status == 400 and any(detail.get("reason") == "API_KEY_INVALID" for detail in details):
-        status = 401
-    if status != 429:
-        return upstream_error(status, ErrorBody(message, code), wait_s=wait_s)
-    if any("PerDay" in str(detail.get("violations")) for detail in details):
-        return UpstreamRefused(
-            message, status_code=429, code="insufficient_quota", error_type="rate_limited", upstream_status=429
-        )
-    return UpstreamBusy(
-        message, status_code=429, code=code or None, retry_after_s=wait_s, error_type="rate_limited",
-        upstream_status=429,
-    )  # fmt: skip
-
-
-def _delay_s(details: list[dict[str, Any]]) -> float | None:
-    """Return for how long ``RetryInfo`` asks to wait."""
-    for detail in details:
-        if found := _DELAY.fullmatch(str(detail.get("retryDelay"))):
-            return float(found[1])
-    return None
