@@ -17,7 +17,7 @@ Function calls are read by ``google_calls``, errors by ``google_errors``. Images
 and calls of its own tools are nothing that a client could answer: ``ProviderExtra``.
 
 A chunk that is like the last but for its text and its usage is read by these alone, see ``google_template``: that takes
-half of the instructions.
+half of the instructions. Several of them in one read are read so too, in less than half of the time.
 """
 
 from __future__ import annotations
@@ -151,10 +151,10 @@ class GoogleDecoder(EventDecoder):
         self._ready: ChunkTemplate | None = None
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that ``data`` completes, in legal order; nearly all reads are one event like the last.
+        """Return the events that ``data`` completes, in legal order; nearly all reads are of events like the last.
 
-        Such a one is legal if the candidate was open behind the last read that was decoded in full, and begins an event
-        if that one did not end within one.
+        Such a read is legal if the candidate was open behind the last that was decoded in full, and begins an event if
+        that one did not end within one.
         """
         template = self._ready
         if template is not None and data.startswith(template.head) and data.endswith(template.tail):
@@ -191,11 +191,11 @@ class GoogleDecoder(EventDecoder):
         return bool(self._finishes) and all(self._finishes.values())
 
     def _told(self, template: ChunkTemplate, data: bytes) -> list[Event]:
-        """Return the events of a read that is one event like the last; none if it is something else."""
+        """Return the events of a read that is like the last, or several like it; none if it is something else."""
         inside = data[template.inside]
         written, _, totals = inside.partition(template.between)
         if _LF in inside or _CR in inside:
-            return []
+            return self._several(template, inside, data[template.document])
         try:
             text = decode_text(written)
             said = _decode_usage(totals)
@@ -210,6 +210,29 @@ class GoogleDecoder(EventDecoder):
         self._reported = usage
         frame = Frame(data[template.document], GENERATE_CONTENT, 2)
         return [TextDelta(text, self._index, frame), UsageReported(usage, frame)]
+
+    def _several(self, template: ChunkTemplate, inside: bytes, documents: bytes) -> list[Event]:
+        """Return the events of a read of several; none if one of them is not like the last."""
+        said: list[tuple[str, _Usage]] = []
+        try:
+            for piece in inside.split(template.event_between):
+                written, _, totals = piece.partition(template.between)
+                text = decode_text(written)
+                if not text or _LF in piece or _CR in piece:
+                    return []
+                said.append((text, _decode_usage(totals)))
+        except NOT_JSON:
+            return []
+        events: list[Event] = []
+        for (text, total), document in zip(said, documents.split(template.document_between), strict=True):
+            self._character_count += len(text)
+            usage = self._new_usage(total)
+            frame = Frame(document, GENERATE_CONTENT, 1 if usage is None else 2)
+            events.append(TextDelta(text, self._index, frame))
+            if usage is not None:
+                self._reported = usage
+                events.append(UsageReported(usage, frame))
+        return events
 
     def _learn(self, data: bytes, event: TextDelta, count: int) -> None:
         """Take a read of one chunk, with one text and perhaps a new usage, as what the next will be like."""

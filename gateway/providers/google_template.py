@@ -5,6 +5,9 @@ read of one event that has the same bytes before, between and behind two such va
 that event with another text and another usage. JSON is read from left to right, so the same bytes put a reader in the
 same place; what stands in the two places must each be one whole value, or the event is read in full.
 
+A read of several such events is one such pair after the other, with the end of one event and the beginning of the next
+in between. No pair has a line break, so these are all the events that there are.
+
 Whether the two places are those of the text and the usage is not guessed but tried, by who decodes: with other values
 in them (``event_with``) a chunk must have just these.
 """
@@ -29,7 +32,8 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class ChunkTemplate(msgspec.Struct, frozen=True, gc=False):
     """The bytes of an event around its text and its usage; what is ``inside`` is these two and ``between``.
 
-    ``document`` is where the JSON of an event is.
+    ``document`` is where the JSON of an event is. Of several events both slices have the first to the last, with
+    ``event_between`` between what is inside of two and ``document_between`` between their documents.
     """
 
     head: bytes
@@ -37,6 +41,8 @@ class ChunkTemplate(msgspec.Struct, frozen=True, gc=False):
     tail: bytes
     inside: slice
     document: slice
+    event_between: bytes
+    document_between: bytes
 
     def event_with(self, text: bytes, usage: bytes) -> bytes:
         """Return the event that has these two, written as JSON."""
@@ -58,4 +64,5 @@ def learn(event: bytes, document: bytes, text: str) -> ChunkTemplate | None:
     if not found or not has_usage or b"\n" in document or b"\r" in document:
         return None
     head, tail = _BEGIN + head, tail + end
-    return ChunkTemplate(head, between, tail, slice(len(head), -len(tail)), slice(len(_BEGIN), -len(end)))
+    inside, whole = slice(len(head), -len(tail)), slice(len(_BEGIN), -len(end))
+    return ChunkTemplate(head, between, tail, inside, whole, tail + head, end + _BEGIN)

@@ -554,7 +554,7 @@ def ready(end: str = "\r\n") -> GoogleDecoder:
     return decoder
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1, max_size=8),
     st.sampled_from(["\n", "\r\n"]),
@@ -593,40 +593,67 @@ def test_such_a_read_is_not_decoded_in_full(end: str) -> None:
     assert delta.frame.event_count == 1
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_several_are_not_decoded_in_full_either(end: str) -> None:
+    """A total that has not changed is not reported again, and has no part in its chunk's frame."""
+    decoder = ready(end)
+    del decoder._sse
+    chunks = [text("a", **used(3, 7)), text("b", **used(3, 7)), text("c", **used(3, 8))]
+    events = decoder.feed(sse(*chunks, end=end))
+    assert [type(event) for event in events] == [TextDelta, UsageReported, TextDelta, TextDelta, UsageReported]
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["a", "b", "c"]
+    assert [event.frame.event_count for event in events if event.frame] == [2, 2, 1, 2, 2]
+    assert [json.loads(event.frame.data) for event in events if event.frame] == [
+        chunks[place] for place in (0, 0, 1, 2, 2)
+    ]
+    assert decoder.usage == Usage(3, 8)
+
+
 ODD_CHUNK = sse(text("x", **used(3, 4)))
 
 
-@pytest.mark.parametrize(
-    "odd",
-    [
-        sse(text("", **used(3, 4))),
-        sse(text("x")),
-        sse(text("x", index=1, **used(3, 4))),
-        sse(text("x", finish="STOP", **used(3, 4))),
-        sse(chunk({"text": "x", "thought": True}, **used(3, 4))),
-        sse(chunk(function(name="f", args={}), **used(3, 4))),
-        sse({"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}}),
-        ODD_CHUNK.replace(b'"x"', b'["x"]'),
-        ODD_CHUNK.replace(b'"x"', b'"x'),
-        ODD_CHUNK.replace(b'"x"', b'\r"x"'),
-        ODD_CHUNK.replace(b'"x"', b'"x" \n'),
-        ODD_CHUNK.replace(b'"x"', b'"x", "text": "y"'),
-        ODD_CHUNK.replace(b": 4", b": \n4"),
-        ODD_CHUNK.replace(b": 4", b": \r4"),
-        ODD_CHUNK.replace(b": 4", b": 4, "),
-        ODD_CHUNK.replace(b": 4", b': "4"'),
-        ODD_CHUNK.replace(b": 4}", b": 4}}"),
-        ODD_CHUNK.replace(b'{"promptTokenCount": 3, "candidatesTokenCount": 4}', b"null"),
-        ODD_CHUNK.replace(b"\r\n\r\n", b"\r\n"),
-        ODD_CHUNK.replace(b"\r\n", b"\n"),
-        b": a comment\r\n\r\n",
-        b"\r\n",
-    ],
-)
+ODD = [
+    sse(text("", **used(3, 4))),
+    sse(text("x")),
+    sse(text("x", index=1, **used(3, 4))),
+    sse(text("x", finish="STOP", **used(3, 4))),
+    sse(chunk({"text": "x", "thought": True}, **used(3, 4))),
+    sse(chunk(function(name="f", args={}), **used(3, 4))),
+    sse({"error": {"code": 503, "status": "UNAVAILABLE", "message": "busy"}}),
+    ODD_CHUNK.replace(b'"x"', b'["x"]'),
+    ODD_CHUNK.replace(b'"x"', b'"x'),
+    ODD_CHUNK.replace(b'"x"', b'\r"x"'),
+    ODD_CHUNK.replace(b'"x"', b'"x" \n'),
+    ODD_CHUNK.replace(b'"x"', b'"x", "text": "y"'),
+    ODD_CHUNK.replace(b": 4", b": \n4"),
+    ODD_CHUNK.replace(b": 4", b": \r4"),
+    ODD_CHUNK.replace(b": 4", b": 4, "),
+    ODD_CHUNK.replace(b": 4", b': "4"'),
+    ODD_CHUNK.replace(b": 4}", b": 4}}"),
+    ODD_CHUNK.replace(b'{"promptTokenCount": 3, "candidatesTokenCount": 4}', b"null"),
+    ODD_CHUNK.replace(b"\r\n\r\n", b"\r\n"),
+    ODD_CHUNK.replace(b"\r\n", b"\n"),
+    b": a comment\r\n\r\n",
+    b"\r\n",
+]
+"""What is not like the last, or not one event, though it may begin and end like one."""
+
+
+@pytest.mark.parametrize("odd", ODD)
 def test_what_is_not_like_the_last_is_read_as_it_is(odd: bytes) -> None:
     """With those before and behind it in the same read, and in reads of their own."""
     a, b, c, d = (sse(text(word, **used(3, number + 5))) for number, word in enumerate("abcd"))
     check_short_way(ready, [a, b, odd, c, d])
+
+
+WORDS = st.builds(lambda word, count: sse(text(word, **used(3, count))), st.text(min_size=1), st.integers(0, 9))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(WORDS | st.sampled_from(ODD), min_size=1, max_size=6))
+def test_any_of_these_in_one_read_are_what_they_are_in_reads_of_their_own(pieces: list[bytes]) -> None:
+    """However many are like the last, and wherever one is not."""
+    check_short_way(ready, pieces)
 
 
 @pytest.mark.parametrize(

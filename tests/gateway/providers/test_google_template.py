@@ -23,6 +23,19 @@ def test_an_event_is_taken_apart_around_its_text_and_its_usage(end: bytes) -> No
     assert other[template.inside] == b'"other"' + template.between + b"{}"
 
 
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
+def test_several_events_are_taken_apart_by_what_lies_between_two(end: bytes) -> None:
+    """Into what is inside of each, and into their documents."""
+    template = learn(b"data: " + DOCUMENT + end, DOCUMENT, "a")
+    assert template is not None
+    events = [template.event_with(b'"%d"' % number, b"{}") for number in range(3)]
+    together = b"".join(events)
+    assert together[template.inside].split(template.event_between) == [event[template.inside] for event in events]
+    assert together[template.document].split(template.document_between) == [
+        event[template.document] for event in events
+    ]
+
+
 @pytest.mark.parametrize(
     ("event", "document", "text"),
     [
