@@ -1,8 +1,8 @@
 """The one client: opens a provider's answer, feeds what is read to its decoder, sends the events on.
 
 One attempt is one call of ``Upstream``. It returns when the provider's own end marker was seen, and raises otherwise:
-whatever aiohttp, a socket or a clock has to say is translated here and travels no further. Whatever ended it, it is
-settled once in the call's ledger.
+whatever aiohttp, a socket or a clock has to say is translated (``gateway.ending``) and travels no further. Whatever
+ended it, it is settled once in the call's ledger.
 
 Nothing is sent before the first event that a user could see. A role, a ping or an empty delta is held back until then,
 so that an attempt which dies before its first token leaves no trace, whoever tries again.
@@ -13,8 +13,6 @@ proxies from the environment, cookies, 256 KiB of read-ahead per stream (567 KiB
 
 from __future__ import annotations
 
-import asyncio
-import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,24 +25,20 @@ import aiohttp
 from msgspec import Struct, structs
 
 from gateway.core.call import Call, Route, Target
-from gateway.core.delivery import AnswerComplete
 from gateway.core.errors import (
-    ClientGone,
     GatewayError,
-    StreamInterrupted,
     UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
     UpstreamRefused,
-    UpstreamTimeout,
-    UpstreamUnreachable,
     unknown_model,
     without_frames,
 )
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
 from gateway.core.kept import Kept
-from gateway.core.ledger import Result, Settlement
+from gateway.core.ledger import Settlement
 from gateway.core.meters import NO_METERS, Gauge, Meters, upstream_label
+from gateway.ending import late, let_go, result_of, translated
 from gateway.exchange import Answer, Connector, ask, connection_times, relay, warm
 from gateway.pipeline import Send
 from gateway.providers.base import Decoder, Provider, with_usage
@@ -55,7 +49,6 @@ from gateway.watch import Alarm, Limits, Watch
 READ_AHEAD_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
-DRAIN_TIMEOUT_S = 1.0
 HEADERS: Final = {"user-agent": "millrace", "accept-encoding": "identity"}
 """What every provider is told; a compressed stream would come in lumps."""
 
@@ -330,16 +323,16 @@ class _Attempt(Struct, eq=False):
                     else:  # an answer that is not a stream, whether one was asked for or not
                         self._take_whole(await answer.read(MAX_ANSWER_BYTES + 1))
                 except (aiohttp.ClientError, OSError) as error:
-                    translated = _translated(error)
-                    if translated is None:
+                    told = translated(error)
+                    if told is None:
                         raise
                     try:
-                        raise translated from without_frames(error)  # the answer has it, too, and they have the answer
+                        raise told from without_frames(error)  # the answer has it, too, and they have the answer
                     finally:
-                        del translated  # and it this frame
+                        del told  # and it this frame
                 finally:
                     if answer is not None:
-                        _let_go(answer, is_whole=self._is_whole)
+                        let_go(answer, is_whole=self._is_whole)
         except TimeoutError as error:
             self._end_late(error)
 
@@ -383,7 +376,8 @@ class _Attempt(Struct, eq=False):
             with suppress(UpstreamError):
                 self._finish(self._decoder)
                 return
-        raise self._late() from error
+        limit = self._watch.expired or "total"
+        raise late(limit, self._upstream.limits, has_begun=self.has_sent) from error
 
     def _taking(self, decoder: Decoder) -> Callable[[bytes, float], bool]:
         """Return a function that passes on what one read brought, and says whether the answer is complete.
@@ -481,7 +475,7 @@ class _Attempt(Struct, eq=False):
         call, decoder, continuation = self._call, self._decoder, self._call.continuation
         if decoder is not None:
             self._gauged.settle()
-        result, reason = _result_of(failure)
+        result, reason = result_of(failure)
         settlement = Settlement(  # of more than 15 names Python would make a dictionary, in five times as long
             request_id=call.request_id,
             attempt=call.attempt,
@@ -505,71 +499,6 @@ class _Attempt(Struct, eq=False):
                 http_status=failure.upstream_status if isinstance(failure, UpstreamError) else None,
             )
         call.ledger.settle(settlement)
-
-    def _late(self) -> UpstreamError:
-        """Return the error for the limit that has run out."""
-        limit = self._watch.expired or "total"
-        code = f"{limit}_timeout"
-        if limit == "ttft":
-            message = f"the provider sent no token within {self._upstream.limits.ttft_timeout_s:g} s"
-        elif limit == "stall":
-            message = f"the provider sent no further token for {self._upstream.limits.stall_timeout_s:g} s"
-        else:
-            message = f"the answer was not complete after {self._upstream.limits.total_timeout_s:g} s"
-        retryable = limit != "total"  # there is no time left for another attempt
-        if self.has_sent:
-            return StreamInterrupted(
-                message, code=code, status_code=504, error_type="read_timeout", retryable=retryable
-            )
-        return UpstreamTimeout(message, code=code, retryable=retryable)
-
-
-def _result_of(failure: BaseException | None) -> tuple[Result, str]:
-    """Return how an attempt ended, and the word for what cancelled it."""
-    match failure:
-        case None:
-            return "completed", ""
-        case asyncio.CancelledError(args=(str(word),)):
-            return "cancelled", word
-        case ClientGone() | asyncio.CancelledError():
-            return "cancelled", "client_gone"
-        case AnswerComplete():
-            return "cancelled", "enough"
-        case _:
-            return "failed", ""
-
-
-def _let_go(answer: Answer, *, is_whole: bool) -> None:
-    """Give the connection back if nothing more will come on it, cut it otherwise.
-
-    Closing would be too polite: with TLS a close waits for the other side, which goes on generating and billing.
-    """
-    if answer.is_at_end:
-        answer.release()
-    elif is_whole:
-        draining = asyncio.ensure_future(_drain(answer))
-        _DRAINING.add(draining)
-        draining.add_done_callback(_DRAINING.discard)
-    else:
-        answer.abort()
-
-
-_DRAINING: set[asyncio.Future[None]] = set()
-"""The loop holds tasks weakly; somebody has to hold these."""
-
-
-async def _drain(answer: Answer) -> None:
-    """Wait for the last bytes behind a complete answer, so that the connection can serve another."""
-    try:
-        async with asyncio.timeout(DRAIN_TIMEOUT_S):
-            await answer.read(READ_AHEAD_BYTES)
-    except (aiohttp.ClientError, OSError) as error:
-        without_frames(error)  # as in ``_Attempt._relay``
-    finally:
-        if answer.is_at_end:
-            answer.release()
-        else:
-            answer.abort()
 
 
 def _ratio(remaining: str, limit: str) -> float | None:
@@ -600,28 +529,3 @@ _SHOWN_NAMES = Kept(_shown_name, most=1024)
 
 def _is_json(headers: Mapping[str, str]) -> bool:
     return headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-
-
-def _translated(error: Exception) -> UpstreamError | None:
-    """Turn what aiohttp and the system raise into our own error; nothing of their words is kept.
-
-    There is none for a limit that has run out: that is the watch's.
-    """
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            return UpstreamUnreachable("the provider's host name was not found", error_type="dns")
-        case aiohttp.ClientSSLError() | ssl.SSLError():
-            return UpstreamUnreachable("no secure connection to the provider could be made", error_type="tls")
-        case aiohttp.ClientConnectorError():
-            return UpstreamUnreachable("no connection to the provider could be made")
-        case aiohttp.ServerTimeoutError():
-            message = "no connection to the provider could be made in time"
-            return UpstreamTimeout(message, code="connect_timeout", error_type="connect")
-        case aiohttp.InvalidURL():
-            return UpstreamUnreachable("the provider's address is not a URL", retryable=False)
-        case aiohttp.ClientPayloadError() | aiohttp.ClientResponseError():
-            return malformed("an answer that is not valid HTTP, or broke off")
-        case TimeoutError():
-            return None
-        case _:
-            return UpstreamUnreachable("the provider closed the connection", error_type="reset")

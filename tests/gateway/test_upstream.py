@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from msgspec import structs
 
-from gateway import upstream
+from gateway import ending, upstream
 from gateway.core.call import OPENAI_CHAT, Call, Message, Route, Source, Target, TextPart, ToolCall
 from gateway.core.continuation import Checkpoint, Continuation, Way
 from gateway.core.delivery import AnswerComplete
@@ -737,11 +737,11 @@ async def test_no_connection_is_made_ready_to_what_cannot_be_reached_or_is_behin
 
 async def test_a_connection_whose_last_chunk_is_a_little_late_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the body often comes in a packet of its own."""
-    monkeypatch.setattr(upstream, "DRAIN_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(ending, "DRAIN_TIMEOUT_S", TIMEOUT_S)
     script: Script = [STREAM + chunk(ROLE, text("a"), FINISH, DONE), 0.05, END]
     async with ScriptedUpstream(script) as server, Relay(server.url) as relay:
         await relay()
-        await eventually(lambda: not upstream._DRAINING)
+        await eventually(lambda: not ending._DRAINING)
         await relay()
         assert [request.connection for request in server.requests] == [1, 1]
 
