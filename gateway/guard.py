@@ -304,34 +304,29 @@ class Gate:
             found = (calls.get(request.raw_path) or calls.get(request.path)) if request.method == "POST" else None
             if found is None or _EXPECT in request.headers:
                 return application(request)
-            return self._call(request, *found)
+            endpoint, handler = found
+            return self._answer(request, handler, endpoint)
 
         return handle
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let ``handler`` answer, unless the caller may not call; an error becomes an error body."""
-        request[REQUEST_ID] = _request_id(request)
-        try:
-            if self._rule.is_open:
-                self._rule.check(request.host, request.headers.get("origin"))
-            response = _preflight(self._rule, request) or await handler(request)
-        except (GatewayError, web.HTTPException) as error:
-            response = _told(error, request)
-        if self._guard.closes:
-            response.force_close()
-        return response
+        """Have ``handler`` answer what is not a usual call."""
+        return await self._answer(request, handler)
 
-    async def _call(self, request: web.Request, endpoint: str, handler: Handler) -> web.StreamResponse:
-        """Do the same for a call, and what ``sign`` does."""
+    async def _answer(self, request: web.Request, handler: Handler, endpoint: str | None = None) -> web.StreamResponse:
+        """Let ``handler`` answer, unless the caller may not call; an error becomes an error body.
+
+        Of a usual call, which has an ``endpoint``, this does what ``sign`` does of all others.
+        """
         request[REQUEST_ID] = _request_id(request)
         try:
             if self._rule.is_open:
                 self._rule.check(request.host, request.headers.get("origin"))
-            response = await handler(request)
+            response = (endpoint is None and _preflight(self._rule, request)) or await handler(request)
         except (GatewayError, web.HTTPException) as error:
             response = _told(error, request)
-        if type(response) is not Reply:
+        if endpoint is not None and type(response) is not Reply:
             self._head(request, response)
             self.count(endpoint, response.status)
         elif self._guard.closes:
