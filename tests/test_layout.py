@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ CLOCKS_AND_LOGS = {"logging", "structlog", "time"}
 SHAPELESS = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "base_handler"}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Return the full names of the modules that a file imports, wherever in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((ROOT / path).read_bytes())):
@@ -75,7 +77,7 @@ def imports(path: Path) -> set[str]:
             assert node.level == 0, f"{path} imports relatively"
             module = node.module or ""
             found |= {module} | {f"{module}.{name.name}" for name in node.names if _is_module(module, name.name)}
-    return found
+    return frozenset(found)
 
 
 def _is_module(package: str, name: str) -> bool:
