@@ -1,15 +1,12 @@
 """The next target, when one cannot: refused, busy, too slow, broken before its answer began or in the middle of it.
 
-Targets are asked in the order of the configuration, by weight, or the fastest of two drawn at random first ("power of
-two choices", by the average of their recent times to the first token). One whose breaker is open is passed over, but
-never all of them: the last hope is asked even so.
-
-What an error says decides where to go. Nothing is sent elsewhere that is wrong everywhere; a request that is too long
-for one model may fit the next; a provider that does not stream is asked for the whole answer. Once something was
-delivered, another target only goes on with it (``Call.delivered``), and what it may not go on with ends in the error.
+Which target is first, and what an error says of asking another, is decided in ``gateway.core.routing``. One whose
+breaker is open is passed over, but never all of them: the last hope is asked even so. A provider that does not stream
+is asked for the whole answer. Once something was delivered, another target only goes on with it (``Call.delivered``),
+and what it may not go on with ends in the error.
 
 An answer wanted whole is asked for as a stream, so that it, too, can be continued; where it cannot, it is asked for
-once more, since nobody has seen any of it.
+once more, since nobody has seen any of it (``gateway.core.collected``).
 
 Hedging: where a route has ``hedge_after_s``, a second target is raced against a first that has no token by then. The
 first token wins, the loser is let go at once, and it is paid for out of a budget of its own besides that of retries.
@@ -32,13 +29,13 @@ from msgspec import structs
 
 from gateway.core.budget import Budget, Budgets
 from gateway.core.call import Call, Route, Target
+from gateway.core.collected import Collected, may_be_collected
 from gateway.core.errors import InvalidRequest, UpstreamError, without_frames
 from gateway.core.events import AttemptFailed, Event
 from gateway.core.health import Breaker, HealthBoard, State, TargetHealth
 from gateway.core.ledger import Ledger, Settlement
 from gateway.core.meters import NO_METERS, Meters, upstream_label
-from gateway.core.plan import is_spoken
-from gateway.core.seam import SEAM_NOT_FOUND
+from gateway.core.routing import FAILURES, TargetOrder, is_worth_another, tells_more
 from gateway.core.transcript import Transcript
 from gateway.pipeline import HEDGE_LOST, Next, Send, Telemetry
 from gateway.schema import Range
@@ -47,12 +44,6 @@ log = structlog.get_logger()
 
 RESUME_PRICE, HEDGE_PRICE = 2.0, 1.0
 
-SHORT_ANSWER_TOKENS = 1024
-"""An answer wanted whole that cannot be longer is asked for as it is wanted, and once more if it breaks off.
-
-A stream of a hundred chunks takes ten times the CPU of the one document that they make, for every such answer; what it
-saves is a few seconds of a model's time, for one in thousands.
-"""
 HEDGE_WINDOW_S = 300.0
 """A share of two in a hundred needs a while to come to one."""
 
@@ -82,6 +73,7 @@ class Fallback:
     _random: random.Random = field(default_factory=random.Random, repr=False, compare=False)
     _meters: Meters = field(default=NO_METERS, repr=False, compare=False)
     _board: HealthBoard = field(init=False, repr=False, compare=False)
+    _order: TargetOrder = field(init=False, repr=False, compare=False)
     _shown: dict[str, State] = field(init=False, repr=False, compare=False)
     _budgets: Budgets = field(init=False, repr=False, compare=False)
     _hedges: Budget = field(init=False, repr=False, compare=False)
@@ -92,6 +84,7 @@ class Fallback:
         budgets = Budgets(percent=self.retry_percent, floor_per_s=self.retry_floor_per_s)
         hedges = Budget(self.hedge_percent, 0.0, HEDGE_WINDOW_S)
         object.__setattr__(self, "_board", board)
+        object.__setattr__(self, "_order", TargetOrder(board, self._clock, self._random))
         object.__setattr__(self, "_shown", {})
         object.__setattr__(self, "_budgets", budgets)
         object.__setattr__(self, "_hedges", hedges)
@@ -106,52 +99,26 @@ class Fallback:
         """Relay one whole answer, from as many targets as it takes."""
         if not call.route.targets:  # an unknown model, or a request that was refused before: the end of the chain says
             return call_next(call, send)
-        if call.stream or not _may_be_collected(call):
-            return _Tour(self, call, self._order(call.route)).run(send, call_next)
+        if call.stream or not may_be_collected(call):
+            return _Tour(self, call, self._order.of(call.route)).run(send, call_next)
         return self._collect(structs.replace(call, stream=True), send, call_next)
 
     async def _collect(self, call: Call, send: Send, call_next: Next) -> None:
         """Relay a whole answer out of a stream; what broke off and cannot be continued is asked for again, once."""
-        collected = _Collected(send)
-        tour = _Tour(self, call, self._order(call.route))
+        collected = Collected(send)
+        tour = _Tour(self, call, self._order.of(call.route))
         try:
             await tour.run(collected.send, call_next)
         except UpstreamError as error:
-            if not error.was_sent or not _is_worth_another(error) or not self.may_pay(tour.target, RESUME_PRICE):
+            if not error.was_sent or not is_worth_another(error) or not self.may_pay(tour.target, RESUME_PRICE):
                 raise
             tour.note(error, send)
             collected.clear()
-            again = _Tour(self, call, self._order(call.route))
+            again = _Tour(self, call, self._order.of(call.route))
             again.attempt = tour.attempt
             again.put_last(error.target)
             await again.run(collected.send, call_next)
         collected.pass_on()
-
-    def _order(self, route: Route) -> list[Target]:
-        """Return the targets in the order in which they are to be asked."""
-        targets = list(route.targets)
-        if route.strategy == "priority" or len(targets) == 1:
-            return targets
-        places = range(len(targets))
-        if route.strategy == "weighted":
-            return [targets[place] for place in self._weighted(route.weights or tuple(1.0 for _ in places))]
-        return [targets[place] for place in self._fastest(targets)]
-
-    def _weighted(self, weights: Sequence[float]) -> list[int]:
-        """Draw one place after the other; what has no weight comes last (Efraimidis and Spirakis, 2006)."""
-        keys = [self._random.random() ** (1 / weight) if weight else -1.0 for weight in weights]
-        return sorted(range(len(weights)), key=keys.__getitem__, reverse=True)
-
-    def _fastest(self, targets: Sequence[Target]) -> list[int]:
-        """Draw two that may be asked and take the faster; the others follow by their pace. Unknown is worth a try."""
-        now_s = self._clock()
-        health = [self._board.of(str(target)) for target in targets]
-        pace = [one.pace.ttft_s(now_s) or 0.0 for one in health]
-        places = sorted(range(len(targets)), key=pace.__getitem__)
-        closed = [place for place in places if not health[place].breaker.is_open(now_s)]
-        drawn = self._random.sample(closed, min(2, len(closed)))
-        first = [min(drawn, key=pace.__getitem__)] if drawn else []
-        return [*first, *(place for place in places if place not in first)]
 
     def admit(self, route: Route, upstream: str) -> tuple[Breaker, float] | None:
         """Return a target's breaker, and when it let a request through, which is now one that budgets are made of.
@@ -289,11 +256,11 @@ class _Tour:
             self.target = target
             try:
                 return await self._ask(target, delivered, send, call_next)
-            except _FAILURES as error:
+            except FAILURES as error:
                 without_frames(error)  # it would keep ours, and that keeps the error
-                told = error if told is None or _tells_more(error) else told
+                told = error if told is None or tells_more(error) else told
                 delivered = self._after(error, delivered)
-                if not _is_worth_another(error) or not self._may_move_on(error):
+                if not is_worth_another(error) or not self._may_move_on(error):
                     break
                 self.note(error, send)
             finally:
@@ -492,7 +459,7 @@ class _Race:
             for lane in done:
                 if lane.cancelled():
                     continue
-                if self._winner == self._lanes.index(lane) or not isinstance(lane.exception(), _FAILURES):
+                if self._winner == self._lanes.index(lane) or not isinstance(lane.exception(), FAILURES):
                     return lane.result()
         return self._lanes[0].result()
 
@@ -541,60 +508,3 @@ class _Finishing:
 
     def settle(self, settlement: Settlement) -> None:
         self._ledger.settle(settlement)
-
-
-class _Collected:
-    """Keeps the events of an answer that is wanted whole; what is only told to who watches is told at once."""
-
-    __slots__ = ("_batches", "_send")
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._batches: list[Sequence[Event]] = []
-
-    def send(self, events: Sequence[Event]) -> None:
-        """Keep ``events``."""
-        if any(isinstance(event, AttemptFailed) for event in events):
-            self._send([event for event in events if isinstance(event, AttemptFailed)])
-            events = [event for event in events if not isinstance(event, AttemptFailed)]
-        if events:
-            self._batches.append(events)
-
-    def clear(self) -> None:
-        """Forget what was kept."""
-        self._batches.clear()
-
-    def pass_on(self) -> None:
-        """Send all that was kept, as it came."""
-        for events in self._batches:
-            self._send(events)
-
-
-def _may_be_collected(call: Call) -> bool:
-    """Whether an answer that is wanted whole is asked for as a stream: it is to be continued, and may well be long."""
-    is_short = call.max_output_tokens is not None and call.max_output_tokens <= SHORT_ANSWER_TOKENS
-    return call.route.on_interrupt == "continue" and not is_short and not is_spoken(call)
-
-
-_FAILURES = (UpstreamError, InvalidRequest)
-"""What one target fails with; all else ends the call."""
-
-
-def _tells_more(error: UpstreamError | InvalidRequest) -> bool:
-    """Whether an error hides those before it: not that a target cannot express the request, or go on with an answer."""
-    return isinstance(error, UpstreamError) and error.refused != "continuation"
-
-
-def _is_worth_another(error: UpstreamError | InvalidRequest) -> bool:
-    """Whether another target may do what this one did not: all but a request that a provider called wrong.
-
-    An ``InvalidRequest`` behind a target says that its wire cannot express the request; another's may. A prompt that is
-    too long for one model may fit another.
-    """
-    if isinstance(error, InvalidRequest) or error.retryable or error.refused == "continuation":
-        return True
-    return (
-        error.error_type in ("auth", "rate_limited", "context_length")
-        or error.code == SEAM_NOT_FOUND
-        or error.upstream_status == 404
-    )
