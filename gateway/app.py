@@ -23,6 +23,7 @@ from aiohttp import web
 from gateway import __version__
 from gateway.admin import Admin
 from gateway.config import Config, MiddlewareConfig, ModelConfig, ProviderConfig, build_options
+from gateway.configured_provider import ConfiguredProvider
 from gateway.connection import FAULTS as CONNECTION_FAULTS
 from gateway.core.call import Route, Target
 from gateway.core.errors import ConfigError
@@ -50,7 +51,7 @@ from gateway.telemetry.seeds import seed
 from gateway.telemetry.slab import Slab
 from gateway.telemetry.spans import Peer
 from gateway.telemetry.tracing import Tracer
-from gateway.upstream import ConfiguredProvider, Upstream, make_session
+from gateway.upstream import Upstream, make_session
 from gateway.warmth import Warmth
 from gateway.watch import Limits
 

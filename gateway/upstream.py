@@ -24,13 +24,12 @@ from typing import Final
 import aiohttp
 from msgspec import Struct, structs
 
+from gateway.configured_provider import ConfiguredProvider
 from gateway.core.call import Call, Route, Target
 from gateway.core.errors import (
     GatewayError,
-    UpstreamBusy,
     UpstreamError,
     UpstreamFailed,
-    UpstreamRefused,
     unknown_model,
     without_frames,
 )
@@ -41,10 +40,10 @@ from gateway.core.meters import NO_METERS, Gauge, Meters, upstream_label
 from gateway.ending import late, let_go, result_of, translated
 from gateway.exchange import Answer, Connector, ask, connection_times, relay, warm
 from gateway.pipeline import Send
-from gateway.providers.base import Decoder, Provider, with_usage
+from gateway.providers.base import Decoder, with_usage
 from gateway.providers.errors import malformed
 from gateway.warmth import Warmed
-from gateway.watch import Alarm, Limits, Watch
+from gateway.watch import Watch
 
 READ_AHEAD_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -63,64 +62,10 @@ _RATE_LIMITS = (
 )
 """What is limited, and the headers that say how much of it is left, and of how much."""
 
-MAX_LEARNED_MODELS = 1024
+MAX_GAUGED_TARGETS = 1024
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _TOKENS: Final = frozenset(TOKEN_EVENTS)
-
-
-class ConfiguredProvider:
-    """A provider with its limits, how many calls are with it now, when it was asked last, and what was learned of it.
-
-    ``takes_anchored`` says whether a model may be asked in words to go on with its answer.
-    """
-
-    def __init__(
-        self, provider: Provider, limits: Limits, *, proxy: str | None = None, takes_anchored: bool = True
-    ) -> None:
-        self.provider = provider
-        self.limits = limits
-        self.proxy = proxy
-        self.takes_anchored = takes_anchored
-        self.in_flight_count = 0
-        self.asked_at_s = -inf
-        self.alarm = Alarm()
-        self._without_exact: set[str] = set()
-
-    def take(self, call: Call) -> None:
-        """Count a call in; raises ``UpstreamError`` for one that the target cannot be asked, or not now."""
-        if call.continuation is not None:
-            self._check_way(call)
-        limit = self.limits.max_concurrency
-        if limit and self.in_flight_count >= limit:
-            raise UpstreamBusy("the provider's concurrency limit is reached", code="concurrency_limit")
-        self.in_flight_count += 1
-        self.asked_at_s = time.monotonic()
-
-    def _check_way(self, call: Call) -> None:
-        """Raise ``UpstreamRefused`` for a way of going on with an answer that the call's target does not know."""
-        continuation = call.continuation
-        way = continuation.way if continuation is not None else "restart"
-        if way == "exact":
-            is_known = call.target_model not in self._without_exact or _has_own_token(call)
-            if is_known and self.provider.continues(call):
-                return
-        elif way == "restart" or self.takes_anchored:
-            return
-        message = "the target does not go on with an answer that has begun"
-        raise UpstreamRefused(message, code="continuation_unsupported", refused="continuation")
-
-    def learn(self, call: Call, error: UpstreamError) -> None:
-        """Remember of a model that refused to go on exactly, though its kind should, that it does.
-
-        A token that was refused says nothing of that: it may have expired.
-        """
-        if call.continuation is None or call.continuation.way != "exact" or error.upstream_status not in (400, 422):
-            return
-        is_of_model = error.refused == "continuation" and not _has_own_token(call)
-        if is_of_model and len(self._without_exact) < MAX_LEARNED_MODELS:
-            self._without_exact.add(call.target_model)
-        error.refused = "continuation"  # whatever it is that it refused: another way may do
 
 
 class _Warmed:
@@ -138,12 +83,6 @@ class _Warmed:
     async def warm(self) -> None:
         """Make a connection, unless one is kept."""
         await warm(self._session, self._upstream.provider.base_url, self._upstream.limits.connect_timeout_s)
-
-
-def _has_own_token(call: Call) -> bool:
-    """Whether the call's target has left a token itself for going on with the answer."""
-    checkpoint = call.continuation.checkpoint if call.continuation else None
-    return checkpoint is not None and checkpoint.target == str(call.target)
 
 
 def make_session(*, keeps_connections: bool = True) -> aiohttp.ClientSession:
@@ -265,7 +204,7 @@ class Upstream:
         found = self._gauged.get((route.name, upstream))
         if found is None:
             found = self._gauged[route.name, upstream] = _Gauged(self._meters, route.name, upstream)
-        if upstream == str(target) and len(self._configured) < MAX_LEARNED_MODELS:
+        if upstream == str(target) and len(self._configured) < MAX_GAUGED_TARGETS:
             self._configured[route.name, target] = found
         return found
 

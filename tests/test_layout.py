@@ -189,6 +189,7 @@ LAYERS = (
     ("gateway/providers", "gateway/dialects", "gateway/pipeline.py"),
     (
         "gateway/config.py",
+        "gateway/configured_provider.py",
         "gateway/expectations.py",
         "gateway/known_head.py",
         "gateway/connection.py",

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import structs
 
+from gateway.configured_provider import ConfiguredProvider
 from gateway.core.call import Call, Route, Target
 from gateway.core.errors import UpstreamError
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, TextDelta
@@ -22,7 +23,6 @@ from gateway.dialects import DIALECTS
 from gateway.pipeline import Send, compose
 from gateway.providers.base import Provider, UpstreamRequest
 from gateway.simulator.script import Script
-from gateway.upstream import ConfiguredProvider
 from gateway.watch import Limits
 from middleware.fallback import Fallback
 from middleware.resume import Resume

@@ -15,6 +15,7 @@ import uvloop
 from msgspec import structs
 
 from gateway import ending, upstream
+from gateway.configured_provider import ConfiguredProvider
 from gateway.core.call import OPENAI_CHAT, Call, Message, Route, Source, Target, TextPart, ToolCall
 from gateway.core.continuation import Checkpoint, Continuation, Way
 from gateway.core.delivery import AnswerComplete
@@ -41,7 +42,7 @@ from gateway.providers.compatible import OpenAICompatible
 from gateway.providers.google import Google
 from gateway.telemetry.meters import Meters
 from gateway.telemetry.slab import Slab
-from gateway.upstream import ConfiguredProvider, Upstream, make_session
+from gateway.upstream import Upstream, make_session
 from gateway.watch import Limits
 from tests.clock import Clock
 from tests.eventually import TIMEOUT_S, eventually
@@ -1307,18 +1308,6 @@ async def test_a_model_that_refused_to_go_on_exactly_is_not_asked_to_again(statu
         assert len(server.requests) == 5
 
 
-async def test_a_provider_learns_for_itself() -> None:
-    """The same model elsewhere may well go on."""
-    async with (
-        ScriptedUpstream([answer(400, NO_PREFILL)], complete("Hello")) as server,
-        Relay(server.url, host="vllm") as one,
-        Relay(server.url, host="vllm") as other,
-    ):
-        with pytest.raises(UpstreamRefused):
-            await one(make_call(continuation=EXACT))
-        await other(make_call(continuation=EXACT))
-
-
 @pytest.mark.parametrize(
     ("status", "message", "refused"),
     [(400, "the prompt is too long", "continuation"), (404, "no such model", "request"), (500, "prefill", "request")],
@@ -1334,16 +1323,6 @@ async def test_nothing_is_learned_from_an_error_that_is_about_something_else(
             await relay(make_call(continuation=EXACT))
         assert len(server.requests) == 2
     assert caught.value.refused == refused
-
-
-@pytest.mark.parametrize("continuation", [None, RESTART, ANCHORED])
-async def test_a_request_refused_that_did_not_go_on_exactly_teaches_nothing(continuation: Continuation | None) -> None:
-    """Whatever its words are: the client's own request may have had an open turn."""
-    scripts: list[Script] = [[answer(400, NO_PREFILL)], complete("Hello")]
-    async with ScriptedUpstream(*scripts) as server, Relay(server.url, host="vllm") as relay:
-        with pytest.raises(UpstreamRefused):
-            await relay(make_call(continuation=continuation))
-        await relay(make_call(continuation=EXACT))
 
 
 async def test_a_token_of_the_targets_own_still_goes_through_when_open_turns_do_not() -> None:
