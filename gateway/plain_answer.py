@@ -37,9 +37,13 @@ _FRAMING: Final = frozenset({"content-length", *_PLAIN_VALUES})
 _ODD: Final = frozenset({"proxy-connection", "sec-websocket-key1", "upgrade"})
 """Headers that aiohttp's parser acts upon, or may."""
 
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
+_SIZE = re.compile(rb"[1-9A-Fa-f][0-9A-Fa-f]{0,7}")
+_MAX_SIZE_LINE_BYTES: Final = 8 + 2
 _BEGUN_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}\r?|0\r\n\r?")
 _END: Final = b"0\r\n\r\n"
+
+MAX_SIZES: Final = 4096
+"""How many sizes of chunks are kept read."""
 
 _MAX_ALONE_BYTES: Final = 4096 + 7
 """The length of a read that has one chunk and nothing else, up to the longest of three digits."""
@@ -188,21 +192,23 @@ class Chunked:
         data, self._begun = self._begun + data, b""
         pieces: list[bytes] = []
         at = self._go_on(data, 0, pieces) if self._left else 0
-        while not self._left and at < len(data):
-            line = _SIZE.match(data, at)
-            if line is None or data.startswith(b"0", at):
+        length = len(data)
+        while not self._left and at < length:
+            line_end = data.find(b"\r\n", at, at + _MAX_SIZE_LINE_BYTES)
+            size = _SIZES[data[at:line_end]] if line_end > 0 else 0
+            if not size:
                 self._end(data[at:])
                 break
-            at = line.end()
-            end = at + int(line[1], 16)
-            if data.startswith(b"\r\n", end):
+            at = line_end + 2
+            end = at + size
+            if data[end : end + 2] == b"\r\n":
                 pieces.append(data[at:end])
                 at = end + 2
             else:
                 self._left = end - at + 2
                 at = self._go_on(data, at, pieces)
         else:
-            if at < len(data):
+            if at < length:
                 self.odd, self.is_over = data[at:], True
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -254,3 +260,11 @@ def _line_of(size: int) -> bytes:
 
 
 _LINES: Final = Kept(_line_of)
+
+
+def _size_of(line: bytes) -> int:
+    """Return the size of a chunk that is one; 0 for the last chunk, which is none, and for what is no plain size."""
+    return int(line, 16) if _SIZE.fullmatch(line) is not None else 0
+
+
+_SIZES: Final = Kept(_size_of, most=MAX_SIZES)

@@ -187,16 +187,17 @@ class OpenAIDecoder(EventDecoder):
 
     def _several(self, template: TextTemplate, written: bytes) -> list[Event]:
         """Return the events of a read of several; none if one of them has no text. Raises for what is not as others."""
-        pieces = written.split(template.event_between)
-        texts = [decode_text(piece) for piece in pieces]
-        if not all(texts):
-            return []
-        self._character_count += sum(map(len, texts))
-        index, chunk_with = template.index, template.chunk_with
-        return [
-            TextDelta(text, index, Frame(chunk_with(piece), OPENAI_CHUNK, 1))
-            for text, piece in zip(texts, pieces, strict=True)
-        ]
+        events: list[Event] = []
+        character_count = 0
+        index, before, behind = template.index, template.before, template.behind
+        for piece in written.split(template.event_between):
+            text = decode_text(piece)
+            if not text:
+                return []
+            character_count += len(text)
+            events.append(TextDelta(text, index, Frame(before + piece + behind, OPENAI_CHUNK, 1)))
+        self._character_count += character_count
+        return events
 
     def _read(self, message: ServerSentEvent, events: list[Event]) -> None:
         data = message.data

@@ -32,6 +32,7 @@ class TextTemplate:
 
     ``inside`` is what lies between ``event_head`` and ``event_tail`` in an event, or in several, and ``front`` and
     ``back`` are where these stand: to cut them out and compare takes two thirds of asking with what a read begins.
+    ``before`` and ``behind`` are what a chunk has around its text, as that is written.
     """
 
     __slots__ = (
@@ -39,6 +40,8 @@ class TextTemplate:
         "_tail",
         "_tries_left",
         "back",
+        "before",
+        "behind",
         "event_between",
         "event_head",
         "event_tail",
@@ -52,7 +55,7 @@ class TextTemplate:
         self._tail = b""
         self._tries_left = MAX_TRIES
         self.index = 0
-        self.event_head = self.event_tail = self.event_between = b""
+        self.before = self.behind = self.event_head = self.event_tail = self.event_between = b""
         self.front = self.back = self.inside = slice(0, 0)
 
     def text_of(self, chunk: bytes) -> str | None:
@@ -64,10 +67,6 @@ class TextTemplate:
             return decode_text(chunk[len(head) - 1 : len(chunk) - len(tail) + 1])
         except NOT_JSON:
             return None
-
-    def chunk_with(self, written: bytes) -> bytes:
-        """Return the chunk that has this as its text, written as a JSON string."""
-        return self._head[:-1] + written + self._tail[1:]
 
     def learn(self, chunk: bytes, text: str, index: int) -> None:
         """Take ``chunk``, which has nothing but ``text``, as the one that the next will be like."""
@@ -82,6 +81,7 @@ class TextTemplate:
         self.index = index
         if _LF not in chunk:
             event_head, event_tail = self.event_head, self.event_tail = b"data: " + head, tail + b"\n\n"
-            self.event_between = event_tail[1:] + event_head[:-1]  # the quotes belong to the texts
+            self.before, self.behind = head[:-1], tail[1:]  # the quotes belong to the texts
+            self.event_between = b"%b\n\ndata: %b" % (self.behind, self.before)
             self.front, self.back = slice(len(event_head)), slice(-len(event_tail), None)
             self.inside = slice(len(event_head) - 1, 1 - len(event_tail))
