@@ -155,6 +155,11 @@ class Delivery:
                     choice.text_delta_count += 1
                     self._transcript.delta_count += 1
                     return
+                if type(event) is ReasoningDelta and not event.index:
+                    self._send(events)
+                    choice.add(event)
+                    self._transcript.delta_count += 1
+                    return
             elif _is_plain(events):
                 self._send_plain(events, choice)
                 return
@@ -170,15 +175,18 @@ class Delivery:
     def _send_plain(self, events: Sequence[Event], choice: ChoiceTranscript) -> None:
         """Pass on several pieces of text, or some with the running total of what they cost."""
         self._send(events)
-        count, write = 0, choice.write
+        count, reasoning_count, write = 0, 0, choice.write
         for event in events:
             if type(event) is TextDelta:
                 write(event.text)
                 count += 1
+            elif type(event) is ReasoningDelta:
+                choice.add(event)
+                reasoning_count += 1
             elif type(event) is UsageReported:
                 self._reported = self._transcript.usage = event.usage
         choice.text_delta_count += count
-        self._transcript.delta_count += count
+        self._transcript.delta_count += count + reasoning_count
 
     def finish(self) -> None:
         """The attempt is complete: release what is still held, of a provider that tells no finish.
@@ -440,10 +448,10 @@ _SHOWN = (*TOKEN_EVENTS, ChoiceFinished)
 
 
 def _is_plain(events: Sequence[Event]) -> bool:
-    """Whether it is all text of the first choice, but for what was used by then."""
+    """Whether it is all text of the first choice, or its reasoning, but for what was used by then."""
     has_text = False
     for event in events:
-        if type(event) is TextDelta and not event.index:
+        if (type(event) is TextDelta or type(event) is ReasoningDelta) and not event.index:
             has_text = True
         elif type(event) is not UsageReported:
             return False

@@ -154,17 +154,26 @@ class Progress:
         def hand_on(events: Sequence[Event]) -> None:
             send(events)
             now_s = clock()
-            count = len(events)
+            count, reasoning_count = len(events), 0
             for event in events:
                 if type(event) is not TextDelta:
-                    if type(event) is UsageReported and count > 1:  # some tell the running total with each text
+                    if type(event) is ReasoningDelta:
+                        reasoning_count += 1
+                    elif type(event) is UsageReported and count > 1:  # some tell the running total with each text
                         self.usage = event.usage
                         count -= 1
                     else:
                         self._add_mixed(events, now_s)
                         return
             gap_s = now_s - self.last_at_s
-            if gap_s > self._alarm_s or self.content_at_s is None:
+            if reasoning_count:
+                if reasoning_count < count:  # it ends here, or goes on
+                    self._add_mixed(events, now_s)
+                    return
+                self.reasoning_count += count
+                if gap_s > self._alarm_s:
+                    self._look(gap_s, now_s, is_content=False)
+            elif gap_s > self._alarm_s or self.content_at_s is None:
                 self._look(gap_s, now_s, is_content=True)
             self.last_at_s = now_s
             self.delta_count += count

@@ -105,16 +105,18 @@ class OpenAIChatEncoder:
         self._started: StreamStarted | None = None
         self._made_head = b""
         self._text_heads: dict[int, bytes] = {}
+        self._reasoning_heads: dict[int, bytes] = {}
 
     def encode(self, events: Sequence[Event]) -> bytes:
         """Render what one read from the provider brought."""
         if self._is_settled:  # nearly all of a stream is text, and comes one piece at a time
             if len(events) == 1:
                 event = events[0]
-                if type(event) is TextDelta:
+                if type(event) is TextDelta or type(event) is ReasoningDelta:
                     frame = event.frame
                     if frame is None or frame.wire != OPENAI_CHUNK:
-                        head = self._text_heads.get(event.index)
+                        heads = self._text_heads if type(event) is TextDelta else self._reasoning_heads
+                        head = heads.get(event.index)
                         if head is not None:
                             return head + _encode(event.text) + _TEXT_TAIL
                     elif frame.event_count == 1:
@@ -139,16 +141,19 @@ class OpenAIChatEncoder:
         pieces: list[bytes] = []
         for event in events:
             frame = event.frame
-            if frame is not None and frame.wire == OPENAI_CHUNK:
-                if type(event) is not TextDelta or frame.event_count != 1:
-                    return None
-                pieces += (b"data: ", frame.data, b"\n\n")
-            elif type(event) is TextDelta:
-                head = self._text_heads.get(event.index)
+            is_own = frame is not None and frame.wire == OPENAI_CHUNK
+            if type(event) is TextDelta or type(event) is ReasoningDelta:
+                if frame is not None and is_own:
+                    if frame.event_count != 1:
+                        return None
+                    pieces += (b"data: ", frame.data, b"\n\n")
+                    continue
+                heads = self._text_heads if type(event) is TextDelta else self._reasoning_heads
+                head = heads.get(event.index)
                 if head is None:
                     return None
                 pieces += (head, _encode(event.text), _TEXT_TAIL)
-            elif type(event) is UsageReported:
+            elif type(event) is UsageReported and not is_own:
                 self._keep_usage(event)
             else:
                 return None
@@ -260,6 +265,7 @@ class OpenAIChatEncoder:
             self._started = started
             self._made_head = b""
             self._text_heads.clear()
+            self._reasoning_heads.clear()
 
     @property
     def _head(self) -> bytes:
@@ -297,9 +303,9 @@ class OpenAIChatEncoder:
     def _render_delta(self, event: Delta) -> bytes:
         match event:
             case TextDelta(text=text, index=index):
-                return self._text(index, text)
+                return self._text(index, text, b'"content":', self._text_heads)
             case ReasoningDelta(text=text, index=index):
-                return self._delta(index, b'"reasoning_content":' + _encode(text))
+                return self._text(index, text, b'"reasoning_content":', self._reasoning_heads)
             case RefusalDelta(text=text, index=index):
                 return self._delta(index, b'"refusal":' + _encode(text))
             case ToolCallStarted():
@@ -315,14 +321,14 @@ class OpenAIChatEncoder:
         self._has_seam = True
         return encode_comment(_seam_text(event)) if self._has_written or event.way != "restart" else b""
 
-    def _text(self, index: int, text: str) -> bytes:
-        """Render a piece of text; from the second on only the text itself is new."""
-        head = self._text_heads.get(index)
+    def _text(self, index: int, text: str, key: bytes, heads: dict[int, bytes]) -> bytes:
+        """Render a piece of text, or of reasoning; from the second on only the text itself is new."""
+        head = heads.get(index)
         if head is not None:
             return head + _encode(text) + _TEXT_TAIL
         if index in self._has_role:
-            self._text_heads[index] = b'%b[{"index":%d,"delta":{"content":' % (self._head, index)
-        return self._delta(index, b'"content":' + _encode(text))
+            heads[index] = b'%b[{"index":%d,"delta":{%b' % (self._head, index, key)
+        return self._delta(index, key + _encode(text))
 
     def _tool_delta(self, event: ToolCallDelta) -> bytes:
         arguments = _encode(event.arguments)

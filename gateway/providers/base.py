@@ -207,16 +207,19 @@ class EventDecoder:
 
     def _admit(self, events: list[Event]) -> list[Event]:
         """Keep what is legal, and count what an estimate of the usage would need."""
-        if len(events) <= 2:
-            event, last = events[0], events[-1]
-            if type(event) is TextDelta and self._lifecycle.is_open(event.index):  # nearly all of a stream
-                if event is last:
-                    self._character_count += len(event.text)
-                    return events
-                if type(last) is UsageReported:  # some tell the running total with each text
-                    self._character_count += len(event.text)
-                    self._reported = last.usage
-                    return events
+        event, last = events[0], events[-1]
+        if (
+            len(events) <= 2
+            and (type(event) is TextDelta or type(event) is ReasoningDelta)  # as nearly all of a stream is
+            and self._lifecycle.is_open(event.index)
+        ):
+            if event is last:
+                self._character_count += len(event.text)
+                return events
+            if type(last) is UsageReported:  # some tell the running total with each text
+                self._character_count += len(event.text)
+                self._reported = last.usage
+                return events
         admitted = self._lifecycle.admit(events)
         for event in admitted:
             if type(event) is TextDelta:

@@ -137,7 +137,7 @@ class OpenAIDecoder(EventDecoder):
         self._finished: set[int] = set()
         self._template = TextTemplate()
         self._ready: TextTemplate | None = None
-        self._example: tuple[bytes, str, int] | None = None
+        self._example: tuple[bytes, str, int, type[TextDelta | ReasoningDelta]] | None = None
 
     def feed(self, data: bytes) -> list[Event]:
         """Return the events that ``data`` completes; nearly all are like the last but for their text.
@@ -159,7 +159,7 @@ class OpenAIDecoder(EventDecoder):
                     text = decode_text(written)
                     if text:
                         self._character_count += len(text)
-                        return [TextDelta(text, template.index, Frame(data[6:-2], OPENAI_CHUNK, 1))]
+                        return [template.kind(text, template.index, Frame(data[6:-2], OPENAI_CHUNK, 1))]
                 elif told := self._several(template, written):
                     return told
             except NOT_JSON:
@@ -189,13 +189,13 @@ class OpenAIDecoder(EventDecoder):
         """Return the events of a read of several; none if one of them has no text. Raises for what is not as others."""
         events: list[Event] = []
         character_count = 0
-        index, before, behind = template.index, template.before, template.behind
+        kind, index, before, behind = template.kind, template.index, template.before, template.behind
         for piece in written.split(template.event_between):
             text = decode_text(piece)
             if not text:
                 return []
             character_count += len(text)
-            events.append(TextDelta(text, index, Frame(before + piece + behind, OPENAI_CHUNK, 1)))
+            events.append(kind(text, index, Frame(before + piece + behind, OPENAI_CHUNK, 1)))
         self._character_count += character_count
         return events
 
@@ -206,7 +206,7 @@ class OpenAIDecoder(EventDecoder):
         if self._example is not None:
             self._learn()
         if learned := self._template.text_of(data):
-            events.append(TextDelta(learned, self._template.index, Frame(data, OPENAI_CHUNK, 1)))
+            events.append(self._template.kind(learned, self._template.index, Frame(data, OPENAI_CHUNK, 1)))
             return
         if data.startswith(b"[DONE]"):
             self._has_ended = True
@@ -232,8 +232,8 @@ class OpenAIDecoder(EventDecoder):
     def _plain(self, chunk: _Chunk, data: bytes) -> Event | None:
         """Return the event of a chunk that is nothing but a role to begin with, a text, a finish or the last usage.
 
-        An ordinary stream has no others. What is more, or has to be mended, is read in full (``None``), which takes
-        three times as long.
+        An ordinary stream has no others; the text may be one of reasoning. What is more, or has to be mended, is read
+        in full (``None``), which takes three times as long.
         """
         choices = chunk.choices
         if choices is None or len(choices) > 1 or chunk.object == "error" or chunk.error or chunk.x_groq is not None:
@@ -246,7 +246,6 @@ class OpenAIDecoder(EventDecoder):
         index, delta = choice.index, choice.delta
         if (
             delta is None
-            or delta.reasoning_content
             or delta.reasoning
             or delta.refusal
             or delta.tool_calls
@@ -255,12 +254,17 @@ class OpenAIDecoder(EventDecoder):
         ):
             return None
         content, is_going_on = delta.content, is_named and index in self._opened and not delta.role
-        if content:
-            if not is_going_on or choice.finish_reason is not None or type(content) is not str or index is None:
+        if type(content) is list:
+            return None
+        text = content or delta.reasoning_content
+        if text:
+            is_mixed = (content and delta.reasoning_content) or choice.finish_reason is not None
+            if is_mixed or not is_going_on or type(text) is not str or index is None:
                 return None
-            self._example = data, content, index
-            return TextDelta(content, index, Frame(data, OPENAI_CHUNK, 1))
-        if index is None or content == []:
+            kind = TextDelta if content else ReasoningDelta
+            self._example = data, text, index, kind
+            return kind(text, index, Frame(data, OPENAI_CHUNK, 1))
+        if index is None:
             return None
         if is_going_on:
             return self._plain_finish(choice.finish_reason, index, data)

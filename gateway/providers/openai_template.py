@@ -1,7 +1,8 @@
 """What the text chunks of one stream have in common, so that of the next one only the text is decoded.
 
-Nearly all chunks of a stream are the same JSON but for the string behind ``"content":``. One whose bytes up to that
-string and from its end on are those of a chunk that was decoded in full is that chunk with another text: JSON is read
+Nearly all chunks of a stream are the same JSON but for the string behind ``"content":``, or behind
+``"reasoning_content":`` while the provider shows how it reasons. One whose bytes up to that string and from its end on
+are those of a chunk that was decoded in full is that chunk with another text: JSON is read
 from left to right, so the same bytes before the string put a reader in the same place, and the same bytes behind it are
 read the same way. Whatever stands between must decode as one JSON string; if it does not, the chunk is read in full.
 
@@ -16,19 +17,22 @@ of server-sent events for each.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
+from gateway.core.events import ReasoningDelta, TextDelta
 from gateway.providers.errors import NOT_JSON
 
 MAX_TRIES = 4
 
-_KEY = b'"content":'
+_KEYS: Final = {TextDelta: b'"content":', ReasoningDelta: b'"reasoning_content":'}
 _LF = ord("\n")
 decode_text = msgspec.json.Decoder(str).decode
 
 
 class TextTemplate:
-    """The bytes around the text of a stream's chunks; ``index`` is the choice that they belong to.
+    """The bytes around the text of a stream's chunks, which tell a ``kind`` of event of the choice ``index``.
 
     ``inside`` is what lies between ``event_head`` and ``event_tail`` in an event, or in several, and ``front`` and
     ``back`` are where these stand: to cut them out and compare takes two thirds of asking with what a read begins.
@@ -48,6 +52,7 @@ class TextTemplate:
         "front",
         "index",
         "inside",
+        "kind",
     )
 
     def __init__(self) -> None:
@@ -55,6 +60,7 @@ class TextTemplate:
         self._tail = b""
         self._tries_left = MAX_TRIES
         self.index = 0
+        self.kind: type[TextDelta | ReasoningDelta] = TextDelta
         self.before = self.behind = self.event_head = self.event_tail = self.event_between = b""
         self.front = self.back = self.inside = slice(0, 0)
 
@@ -68,17 +74,18 @@ class TextTemplate:
         except NOT_JSON:
             return None
 
-    def learn(self, chunk: bytes, text: str, index: int) -> None:
+    def learn(self, chunk: bytes, text: str, index: int, kind: type[TextDelta | ReasoningDelta] = TextDelta) -> None:
         """Take ``chunk``, which has nothing but ``text``, as the one that the next will be like."""
         if not self._tries_left:
             return
         self._tries_left -= 1
-        said = _KEY + msgspec.json.encode(text)
+        key = _KEYS[kind]
+        said = key + msgspec.json.encode(text)
         before, found, behind = chunk.partition(said)
         if not found or said in behind:
             return  # written in another way, or more than once
-        head, tail = self._head, self._tail = before + _KEY + b'"', b'"' + behind
-        self.index = index
+        head, tail = self._head, self._tail = before + key + b'"', b'"' + behind
+        self.index, self.kind = index, kind
         if _LF not in chunk:
             event_head, event_tail = self.event_head, self.event_tail = b"data: " + head, tail + b"\n\n"
             self.before, self.behind = head[:-1], tail[1:]  # the quotes belong to the texts

@@ -136,6 +136,9 @@ def test_the_transcript_is_what_was_delivered(client: Client) -> None:
         [UsageReported(Usage(3, 1))],
         [TextDelta("b"), TextDelta("x", 1)],
         [TextDelta("b"), ReasoningDelta("hm"), UsageReported(Usage(3, 2))],
+        (ReasoningDelta("hm"),),
+        [ReasoningDelta("h"), UsageReported(Usage(3, 1)), ReasoningDelta("m")],
+        [ReasoningDelta("x", 1)],
         [],
     ],
 )
@@ -155,6 +158,13 @@ def test_a_batch_is_taken_in_alike_behind_text_and_behind_anything_else(batch: S
     for taken in (*begun, batch, batch):
         reference.add(taken)
     assert short.batches[-1] is short.batches[-2] is batch
+    for client in (short, long):
+        for index in (0, 1):
+            thought, reasoned = client.delivery.transcript.choice(index), reference.choice(index)
+            assert (thought.reasoning, thought.reasoning_delta_count) == (
+                reasoned.reasoning,
+                reasoned.reasoning_delta_count,
+            )
     for client in (short, long):
         got = client.delivery.transcript
         assert (got.usage, got.delta_count) == (reference.usage, reference.delta_count)

@@ -122,8 +122,13 @@ def test_reasoning_is_a_first_token_but_no_first_content() -> None:
     going = Going()
     going.add(0.5, START, R)
     going.add(0.75, R)
-    progress = going.add(2.0, A)
-    assert (progress.ttft_s, progress.ttfc_s, progress.max_gap_s) == (0.5, 2.0, 1.25)
+    progress = going.add(1.0, R, UsageReported(Usage(3, 3)), R)
+    assert (progress.phase, progress.delta_count, progress.reasoning_count) == ("reasoning", 4, 4)
+    assert progress.usage == Usage(3, 3)
+    assert progress.last_at_s == pytest.approx(101.0)
+    going.add(2.0, A)
+    assert (progress.ttft_s, progress.ttfc_s, progress.max_gap_s) == (0.5, 2.0, 1.0)
+    assert (progress.phase, progress.delta_count, progress.reasoning_count) == ("decode", 5, 4)
 
 
 @pytest.mark.parametrize("event", [A, RefusalDelta("no"), ToolCallStarted(0, "i", "f")])

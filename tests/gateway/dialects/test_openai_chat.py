@@ -132,6 +132,7 @@ def test_a_chunk_of_several_events_is_written_once() -> None:
 def test_a_batch_of_any_kinds_is_written_as_its_events_are_one_by_one() -> None:
     """Written through or rendered, foreign or changed by somebody on the way, with a running total or a finish."""
     own = from_openai(ROLE, *(chunk({"content": piece}) for piece in "abcd"), END)
+    thought = from_openai(ROLE, *(chunk({"reasoning_content": piece}) for piece in "ef"))[1:]
     frame = Frame(b"{}", "a.foreign.wire", 2)
     batches: list[list[Event]] = [
         [own[1], own[2]],
@@ -139,6 +140,9 @@ def test_a_batch_of_any_kinds_is_written_as_its_events_are_one_by_one() -> None:
         [TextDelta("x", 0, frame), UsageReported(Usage(9, 2), frame)],
         [TextDelta("x"), UsageReported(Usage(9, 1)), TextDelta("y"), USED],
         [own[1], ReasoningDelta("hm"), own[2]],
+        [thought[0]],
+        [ReasoningDelta("o")],
+        [ReasoningDelta("h", 0, frame), thought[1], TextDelta("z"), ReasoningDelta("m"), own[1]],
         [own[3], TextDelta("x", 1), own[4]],
         [own[3], ProviderExtra(), USED],
         [USED],
@@ -539,15 +543,16 @@ def test_an_answer_of_another_wire_is_rendered() -> None:
     ]
 
 
-def test_every_piece_of_a_long_text_is_rendered_alike() -> None:
-    """Whatever is kept from one piece to the next belongs to this choice and this name."""
+@pytest.mark.parametrize(("kind", "key"), [(TextDelta, "content"), (ReasoningDelta, "reasoning_content")])
+def test_every_piece_of_a_long_text_is_rendered_alike(kind: type[TextDelta | ReasoningDelta], key: str) -> None:
+    """Whatever is kept from one piece to the next belongs to this choice, this kind and this name."""
     words = ["a", "b", '"c"', "d\n", "é"]
-    events: list[Event] = [TextDelta(word, index) for word in words for index in (0, 1)]
+    events: list[Event] = [kind(word, index) for word in words for index in (0, 1)]
     documents = shown(START, *events)
     assert {(item["id"], item["created"], item["model"]) for item in documents} == {("msg_1", 3, "claude")}
     for index in (0, 1):
         told = [item["choices"][0]["delta"] for item in documents if item["choices"][0]["index"] == index]
-        assert told == [{"role": "assistant", "content": "a"}, *({"content": word} for word in words[1:])]
+        assert told == [{"role": "assistant", key: "a"}, *({key: word} for word in words[1:])]
 
 
 def test_what_the_provider_does_not_call_itself_is_taken_from_the_call() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -171,25 +172,41 @@ def ready(*more: bytes) -> OpenAIDecoder:
 SECOND = sse(text("second"))
 
 
-@given(st.lists(st.text(min_size=1), min_size=1))
-def test_a_read_that_is_one_event_says_what_it_says_within_a_larger_one(words: list[str]) -> None:
-    """Text, index, frame and estimate."""
+def thought(piece: str) -> Any:
+    """Return a chunk with a piece of reasoning, as hosts write it beside a text that is none."""
+    return chunk({"reasoning_content": piece, "content": None})
+
+
+WORDS = st.lists(st.text(min_size=1), min_size=1)
+
+
+@given(WORDS, WORDS)
+def test_a_read_that_is_one_event_says_what_it_says_within_a_larger_one(words: list[str], thoughts: list[str]) -> None:
+    """Text or reasoning, index, frame and estimate."""
+    documents = [*map(text, words), *map(thought, thoughts), *map(text, words)]
     alone, together = ready(), ready()
-    found = [event for word in words for event in alone.feed(sse(text(word)))]
-    assert found == together.feed(sse(*map(text, words)))
+    found = [event for document in documents for event in alone.feed(sse(document))]
+    assert found == together.feed(sse(*documents))
     assert alone.usage == together.usage
+    said = [(type(event), event.text) for event in found if isinstance(event, TextDelta | ReasoningDelta)]
+    own = [(TextDelta, word) for word in words]
+    assert said == [*own, *((ReasoningDelta, word) for word in thoughts), *own]
 
 
-@given(st.lists(st.text(min_size=1), min_size=1), st.data())
-def test_several_events_are_the_same_wherever_reads_cut_them(words: list[str], data: st.DataObject) -> None:
+@pytest.mark.parametrize(("say", "kind"), [(text, TextDelta), (thought, ReasoningDelta)])
+@given(words=WORDS, data=st.data())
+def test_several_events_are_the_same_wherever_reads_cut_them(
+    say: Callable[[str], Any], kind: type[TextDelta | ReasoningDelta], words: list[str], data: st.DataObject
+) -> None:
     """Within an event or between two of them: texts, frames and the estimate are those of each event alone."""
-    documents = [msgspec.json.encode(text(word)) for word in words]
+    documents = [msgspec.json.encode(say(word)) for word in words]
     whole = sse(*documents)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
-    decoder = ready()
+    decoder = OpenAIDecoder(CALL)
+    decoder.feed(sse(ROLE, say("first")))
     found = [event for begin, end in pairwise([0, *cuts, len(whole)]) for event in decoder.feed(whole[begin:end])]
     expected = [
-        TextDelta(word, 0, Frame(document, OPENAI_CHUNK, 1)) for word, document in zip(words, documents, strict=True)
+        kind(word, 0, Frame(document, OPENAI_CHUNK, 1)) for word, document in zip(words, documents, strict=True)
     ]
     assert found == expected
     assert decoder.usage is not None
@@ -219,12 +236,16 @@ def test_one_that_is_not_like_the_others_is_read_as_it_is(odd: bytes, monkeypatc
     assert together.usage == apart.usage
 
 
-def test_several_are_not_decoded_in_full_either() -> None:
+@pytest.mark.parametrize(("say", "kind"), [(text, TextDelta), (thought, ReasoningDelta)])
+def test_several_are_not_decoded_in_full_either(
+    say: Callable[[str], Any], kind: type[TextDelta | ReasoningDelta]
+) -> None:
     """Under load they come so."""
-    decoder = ready()
+    decoder = ready(sse(say("second")))
     assert decoder._make_ready() is not None
     del decoder._sse
-    assert [event.text for event in decoder.feed(sse(text("a"), text("b"))) if type(event) is TextDelta] == ["a", "b"]
+    assert bare(decoder.feed(sse(say("a"), say("b")))) == [kind("a"), kind("b")]
+    assert bare(decoder.feed(sse(say("c")))) == [kind("c")]
 
 
 def test_such_a_read_is_not_decoded_in_full() -> None:
@@ -238,6 +259,7 @@ def test_such_a_read_is_not_decoded_in_full() -> None:
 
 ORDINARY: dict[str, dict[str, Any]] = {
     "start": {**chunk({"role": "assistant", "content": "", "refusal": None}), "usage": None, "error": None},
+    "reasoning": {**thought("hm"), "usage": None},
     "text": {**text("a"), "service_tier": "default", "usage": None},
     "finish": {**chunk({}, finish="stop"), "usage": None},
     "usage": {**IDENTITY, "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
@@ -292,7 +314,7 @@ def test_an_ordinary_stream_is_not_read_in_full(monkeypatch: pytest.MonkeyPatch)
     decoder = OpenAIDecoder(CALL)
     events = bare(decoder.feed(sse(*ORDINARY.values()) + DONE))
     usage = UsageReported(Usage(3, 2))
-    assert events == [START, TextDelta("a"), ChoiceFinished("stop", "stop"), usage]
+    assert events == [START, ReasoningDelta("hm"), TextDelta("a"), ChoiceFinished("stop", "stop"), usage]
     assert decoder.finish() == []
 
 
