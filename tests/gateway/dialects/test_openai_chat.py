@@ -555,6 +555,13 @@ def test_every_piece_of_a_long_text_is_rendered_alike(kind: type[TextDelta | Rea
         assert told == [{"role": "assistant", key: "a"}, *({key: word} for word in words[1:])]
 
 
+@pytest.mark.parametrize("kind", [TextDelta, ReasoningDelta])
+def test_a_name_that_comes_late_is_that_of_all_behind_it(kind: type[TextDelta | ReasoningDelta]) -> None:
+    """Nothing that was kept before has another."""
+    documents = shown(kind("a"), kind("b"), START, kind("c"), kind("d"))
+    assert [item["id"] for item in documents] == ["chatcmpl-t", "chatcmpl-t", "msg_1", "msg_1"]
+
+
 def test_what_the_provider_does_not_call_itself_is_taken_from_the_call() -> None:
     """Gemini has no time, others no id."""
     [document] = shown(StreamStarted("", ""), TextDelta("a"))
