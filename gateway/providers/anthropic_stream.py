@@ -18,6 +18,8 @@ alone (as in ``openai_template``): that takes two fifths of what a read of one e
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from gateway.core.call import Call
@@ -154,7 +156,8 @@ _decode_event = msgspec.json.Decoder(_StreamEvent).decode
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_message = msgspec.json.Decoder(_Message).decode
 _NOTHING = (b"", b"null")
-_TEXT_KEY, _BRACES = b'"text":', b"}}"
+_TEXT_KEYS: Final = {TextDelta: b'"text":', ReasoningDelta: b'"thinking":'}
+_BRACES: Final = b"}}"
 _LF = ord("\n")
 
 
@@ -177,12 +180,13 @@ class AnthropicDecoder(EventDecoder):
         self._call_count = 0
         self._open_call: _OpenCall | None = None
         self._head = b""
+        self._kind: type[TextDelta | ReasoningDelta] = TextDelta
         self._text_begin = self._document_begin = 0
         self._tries_left = MAX_TRIES
         self._ready: bytes | None = None
 
     def feed(self, data: bytes) -> list[Event]:
-        """Return the events that ``data`` completes; nearly all reads bring pieces of a text block, and nothing else.
+        """Return the events that ``data`` completes; nearly all reads bring pieces of a block of text or thinking.
 
         They are legal if the choice was open behind the last read that was decoded in full, and begin an event if that
         one did not end within one.
@@ -196,7 +200,7 @@ class AnthropicDecoder(EventDecoder):
                     return told
             elif data[text_end:-2].translate(None, b" ") == _BRACES and (text := _text_of(written)):
                 self._character_count += len(text)
-                return [TextDelta(text, 0, Frame(data[self._document_begin : -2], ANTHROPIC_EVENT, 1))]
+                return [self._kind(text, 0, Frame(data[self._document_begin : -2], ANTHROPIC_EVENT, 1))]
         events = EventDecoder.feed(self, data)
         is_open = self._finish is None and not self.is_complete and self._lifecycle.is_open(0)
         self._ready = self._head if self._head and is_open and self._sse.is_between_events else None
@@ -222,9 +226,11 @@ class AnthropicDecoder(EventDecoder):
         delta = event.delta
         if delta is not None and delta.type == "text_delta":  # nearly all of a stream
             if delta.text:
-                events.append(TextDelta(delta.text, 0, Frame(data, ANTHROPIC_EVENT, 1)))
-                if self._tries_left:
-                    self._learn(message, delta.text)
+                self._read_piece(TextDelta, delta.text, message, events)
+            return
+        if delta is not None and delta.type == "thinking_delta" and event.type == "content_block_delta":
+            if delta.thinking:
+                self._read_piece(ReasoningDelta, delta.thinking, message, events)
             return
         found: list[Event] = []
         try:
@@ -234,10 +240,17 @@ class AnthropicDecoder(EventDecoder):
         if found:
             events.extend(framed(found, data, ANTHROPIC_EVENT))
 
+    def _read_piece(
+        self, kind: type[TextDelta | ReasoningDelta], text: str, message: ServerSentEvent, events: list[Event]
+    ) -> None:
+        events.append(kind(text, 0, Frame(message.data, ANTHROPIC_EVENT, 1)))
+        if self._tries_left:
+            self._learn(kind, text, message)
+
     def _pieces(self, data: bytes, head: bytes) -> list[Event]:
-        """Return the events of a read that has pieces of one text block alone; none if there is something else."""
+        """Return the events of a read that has pieces of one block alone; none if there is something else."""
         events: list[Event] = []
-        count, text_begin, document_begin = 0, self._text_begin, self._document_begin
+        kind, count, text_begin, document_begin = self._kind, 0, self._text_begin, self._document_begin
         for event in data[:-2].split(b"\n\n"):
             text_end = event.rfind(b'"') + 1
             if not event.startswith(head) or event[text_end:].translate(None, b" ") != _BRACES:
@@ -246,19 +259,21 @@ class AnthropicDecoder(EventDecoder):
             if not text:
                 return []
             count += len(text)
-            events.append(TextDelta(text, 0, Frame(event[document_begin:], ANTHROPIC_EVENT, 1)))
+            events.append(kind(text, 0, Frame(event[document_begin:], ANTHROPIC_EVENT, 1)))
         self._character_count += count
         return events
 
-    def _learn(self, message: ServerSentEvent, text: str) -> None:
+    def _learn(self, kind: type[TextDelta | ReasoningDelta], text: str, message: ServerSentEvent) -> None:
         """Take an event that has nothing but ``text`` as the one that the next will be like."""
-        data, written = message.data, _TEXT_KEY + msgspec.json.encode(text)
+        key = _TEXT_KEYS[kind]
+        data, written = message.data, key + msgspec.json.encode(text)
         self._tries_left -= 1
         place = data.find(written)
         if place < 0 or b"\n" in data or data[place + len(written) :].translate(None, b" ") != _BRACES:
             return  # written in another way
         name = b"event: %b\ndata: " % message.name.encode() if message.name else b"data: "
-        self._head = name + data[: place + len(_TEXT_KEY) + 1]  # with the quote, before which there may be no space
+        self._kind = kind
+        self._head = name + data[: place + len(key) + 1]  # with the quote, before which there may be no space
         self._text_begin, self._document_begin = len(self._head) - 1, len(name)
 
     def _is_whole(self) -> bool:
@@ -297,9 +312,7 @@ class AnthropicDecoder(EventDecoder):
                 pass  # a ping, or what is not invented yet
 
     def _read_delta(self, delta: _Delta, block_index: int, found: list[Event]) -> None:
-        if delta.type == "thinking_delta" and delta.thinking:
-            found.append(ReasoningDelta(delta.thinking))
-        elif delta.type == "input_json_delta" and delta.partial_json:
+        if delta.type == "input_json_delta" and delta.partial_json:
             call = self._open_call
             if call is not None and call.block_index == block_index:
                 call.unsent = ""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
@@ -596,34 +597,50 @@ def ready(*before: dict[str, Any]) -> AnthropicDecoder:
     return decoder
 
 
-def padded(word: str, spaces: int) -> bytes:
-    """Return a piece of text as Anthropic sends it: its length is not that of the text."""
-    return sse(text(word)).replace(b"}}\n\n", b"}" + b" " * spaces + b"}\n\n")
+def thought(piece: str) -> dict[str, Any]:
+    """Return a piece of thinking."""
+    return delta(0, "thinking_delta", thinking=piece)
 
 
-@given(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1), st.data())
-def test_pieces_of_text_are_the_same_wherever_reads_cut_them(words: list[tuple[str, int]], data: st.DataObject) -> None:
+def padded(document: dict[str, Any], spaces: int) -> bytes:
+    """Return a piece as Anthropic sends it: its length is not that of the text."""
+    return sse(document).replace(b"}}\n\n", b"}" + b" " * spaces + b"}\n\n")
+
+
+KINDS = pytest.mark.parametrize(("say", "kind"), [(text, TextDelta), (thought, ReasoningDelta)])
+
+
+@KINDS
+@given(words=st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1), data=st.data())
+def test_pieces_of_text_are_the_same_wherever_reads_cut_them(
+    say: Callable[[str], dict[str, Any]],
+    kind: type[TextDelta | ReasoningDelta],
+    words: list[tuple[str, int]],
+    data: st.DataObject,
+) -> None:
     """Texts, frames and what is estimated of them: alone in a read, together, or in halves."""
-    events = [padded(word, spaces) for word, spaces in words]
+    events = [padded(say(word), spaces) for word, spaces in words]
     whole = b"".join(events)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=4)))
-    decoder = ready()
+    decoder = ready(say("s"))
     found = [event for begin, end in pairwise([0, *cuts, len(whole)]) for event in decoder.feed(whole[begin:end])]
     name = len(b"event: content_block_delta\ndata: ")
     assert found == [
-        TextDelta(word, 0, Frame(event[name:-2], ANTHROPIC_EVENT, 1))
-        for (word, _), event in zip(words, events, strict=True)
+        kind(word, 0, Frame(event[name:-2], ANTHROPIC_EVENT, 1)) for (word, _), event in zip(words, events, strict=True)
     ]
     assert decoder.usage is not None
-    assert decoder.usage.output_tokens == -(-len("first" + "".join(word for word, _ in words)) // 4)
+    assert decoder.usage.output_tokens == -(-len("firsts" + "".join(word for word, _ in words)) // 4)
 
 
-def test_such_a_read_is_not_decoded_in_full() -> None:
+@KINDS
+def test_such_a_read_is_not_decoded_in_full(
+    say: Callable[[str], dict[str, Any]], kind: type[TextDelta | ReasoningDelta]
+) -> None:
     """Else the short way is in vain."""
-    decoder = ready()
+    decoder = ready(say("second"))
     del decoder._sse
-    assert bare(decoder.feed(padded("a", 3) + padded("b", 0))) == [TextDelta("a"), TextDelta("b")]
-    assert bare(decoder.feed(padded("c", 3))) == [TextDelta("c")]
+    assert bare(decoder.feed(padded(say("a"), 3) + padded(say("b"), 0))) == [kind("a"), kind("b")]
+    assert bare(decoder.feed(padded(say("c"), 3))) == [kind("c")]
 
 
 @pytest.mark.parametrize(
@@ -654,6 +671,8 @@ def test_such_a_read_is_not_decoded_in_full() -> None:
 def test_what_is_not_such_a_piece_is_read_as_it_is(odd: bytes) -> None:
     """With those before and behind it in the same read, and in reads of their own."""
     check_short_way(ready, [sse(text("a")), sse(text("b")), odd, sse(text("c")), sse(text("d"))])
+    pieces = [sse(thought("a")), sse(thought("b")), odd, sse(thought("c")), sse(thought("d"))]
+    check_short_way(lambda: ready(thought("first")), pieces)
 
 
 @pytest.mark.parametrize("index", [0, 1])
