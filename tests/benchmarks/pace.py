@@ -22,11 +22,17 @@ SLACK_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How the upstream answers: so many tokens, the first after ``ttft_s``, each next one ``interval_s`` later."""
+    """How the upstream answers: so many tokens, the first after ``ttft_s``, each next one ``interval_s`` later.
+
+    They come together with those of all streams that are due in the same ``step_s``, as engines make them. What a token
+    costs depends on how many come at once, up to a fifth: this is the step of other loads, whose figures ours are to be
+    held against.
+    """
 
     tokens: int = 100
     interval_s: float = 0.02
     ttft_s: float = 0.02
+    step_s: float = 0.001
 
     @property
     def stream_s(self) -> float:
@@ -130,7 +136,8 @@ class Tool:
         """Run an upstream meanwhile."""
         command: list[str | Path] = [
             *(self.path, "upstream", "--tokens", str(pace.tokens)),
-            *("--interval-us", f"{pace.interval_s * 1e6:.0f}", "--ttft-us", f"{pace.ttft_s * 1e6:.0f}", *options),
+            *("--interval-us", f"{pace.interval_s * 1e6:.0f}", "--ttft-us", f"{pace.ttft_s * 1e6:.0f}"),
+            *("--step-us", f"{pace.step_s * 1e6:.0f}", *options),
         ]
         folder = Path(tempfile.mkdtemp(dir=self.path.parent))
         with started("upstream", command, folder) as process:

@@ -1,13 +1,15 @@
 /* pace: a provider that keeps time, and clients that check every token. The load of `make bench`.
  *
  *   pace upstream [--port 0] [--tokens 100] [--interval-us 20000] [--ttft-us 20000]
- *                 [--fault lost|doubled|swapped|cut|ended|status]
+ *                 [--step-us 0] [--fault lost|doubled|swapped|cut|ended|status]
  *   pace load --port P --request FILE [--streams 100] [--tokens 100] [--ramp-ms 2000] [--seconds 5] [--pid PID]
  *   pace tether COMMAND...
  *
  * The upstream tells its port on standard output. It speaks the wire that a request's path asks for: OpenAI's, Anthropic's
  * or Gemini's. Every token's text is "<number>@<nanoseconds of the monotonic clock when it was written>;". With a fault
- * each stream has that one, in its sixth token: that is how the checker is checked.
+ * each stream has that one, in its sixth token: that is how the checker is checked. With a step tokens behind the first
+ * come only at multiples of it, those of all streams that are due by then: so an engine makes them, which has a step for
+ * all of its streams.
  *
  * The load writes FILE, a whole HTTP request, on each of its connections, and again as soon as it was answered. The moments
  * of the first requests are drawn at random over the ramp: evenly spaced they would meet in one point of the interval, and
@@ -39,6 +41,7 @@ static const struct option OPTIONS[] = {
     {"tokens", required_argument, NULL, 't'},
     {"interval-us", required_argument, NULL, 'i'},
     {"ttft-us", required_argument, NULL, 'f'},
+    {"step-us", required_argument, NULL, 'g'},
     {"fault", required_argument, NULL, 'x'},
     {"request", required_argument, NULL, 'r'},
     {"streams", required_argument, NULL, 'n'},
@@ -83,6 +86,7 @@ int main(int count, char **words) {
         if (letter == 't') asked.tokens = atoi(optarg);
         if (letter == 'i') asked.interval = atoll(optarg) * 1000;
         if (letter == 'f') asked.ttft = atoll(optarg) * 1000;
+        if (letter == 'g') asked.step = atoll(optarg) * 1000;
         if (letter == 'x') asked.fault = fault_named(optarg);
         if (letter == 'r') read_request(optarg);
         if (letter == 'n') asked.streams = atoi(optarg);

@@ -20,7 +20,7 @@ typedef enum { NONE, LOST, DOUBLED, SWAPPED, CUT, ENDED, STATUS } Fault;
 /* What the command line asks for; times in nanoseconds. */
 typedef struct {
     int port, tokens;
-    int64_t interval, ttft; /* of the upstream */
+    int64_t interval, ttft, step; /* of the upstream */
     Fault fault;
     const char *request; /* of the load */
     size_t request_length;

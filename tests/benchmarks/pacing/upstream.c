@@ -148,9 +148,16 @@ static void say_token_or_fault(const Caller *caller, int number) {
     if (asked.fault == DOUBLED && number == FAULTY_TOKEN) say_token(caller, number);
 }
 
+/* When the token behind one that was due then is told: with a step all streams' tokens are, as an engine makes them. */
+static int64_t next_due(int64_t due) {
+    due += asked.interval;
+    int64_t over = asked.step && asked.interval ? due % asked.step : 0;
+    return over ? due - over + asked.step : due;
+}
+
 /* Tells the next token of a stream, in a write of its own; the last one has the end with it, as it has with providers. */
 static void go_on(Caller *caller) {
-    int64_t due = caller->waiting.due + asked.interval;
+    int64_t due = next_due(caller->waiting.due);
     leave(&caller->waiting);
     if (asked.fault == CUT && caller->next == FAULTY_TOKEN) return hang_up(caller);
     if (asked.fault == ENDED && caller->next == FAULTY_TOKEN) { /* as if it were all: nothing but the end is missing */
