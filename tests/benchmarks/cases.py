@@ -200,13 +200,21 @@ class Bench:
             reading = self.read(upstream, side, streams=streams, seconds=min(3.0, self.effort.seconds))
             self.say("sustained", side.name, reading)
             probes.append({GATEWAY: reading})
-            best[streams] = reading
-            return not reading.faults and reading.transit_p99_ms <= TRANSIT_LIMIT_MS
+            is_in_time = not reading.faults and reading.transit_p99_ms <= TRANSIT_LIMIT_MS
+            if is_in_time:
+                best[streams] = reading
+            return is_in_time
 
         with self.tool.upstream(PACED) as upstream:
             way = Way(upstream=upstream, port=upstream.port)
             with self.sides.gateway(way, workers=workers) as side:
-                found = most(passes, first, step=self.effort.search_step, precision=self.effort.search_precision)
+                effort = self.effort
+                found = most(
+                    lambda streams: mostly(lambda: passes(streams)),
+                    first,
+                    step=effort.search_step,
+                    precision=effort.search_precision,
+                )
         if not found:
             raise BenchmarkError("not even one stream came through in time: is the machine busy with something else?")
         if workers == 1:
@@ -219,6 +227,12 @@ class Bench:
         if not self._sustained:
             self.sustained()
         return self._sustained
+
+
+def mostly(passes: Callable[[], bool]) -> bool:
+    """Return what two of three looks come to: of two readings of the same streams one p99 may be twice the other's."""
+    first, second = passes(), passes()
+    return first if first == second else passes()
 
 
 def most(

@@ -6,7 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.benchmarks.cases import CASES, LONG_PROMPT, MIDDLE_STREAMS, PACED, STREAMS, Effort, idle, most, without
+from tests.benchmarks.cases import (
+    CASES,
+    LONG_PROMPT,
+    MIDDLE_STREAMS,
+    PACED,
+    STREAMS,
+    Effort,
+    idle,
+    most,
+    mostly,
+    without,
+)
 from tests.benchmarks.report import Figure
 from tests.benchmarks.test_report import READING
 
@@ -31,6 +42,17 @@ def test_the_search_ends_at_the_ceiling_and_at_nothing() -> None:
     """Where all pass, and where none does."""
     assert most(lambda count: count > 0, 10, ceiling=500) == 500
     assert most(lambda count: count < 0, 600) == 0
+
+
+@pytest.mark.parametrize(
+    ("seen", "told", "look_count"),
+    [("yy", "y", 2), ("nn", "n", 2), ("yny", "y", 3), ("nyn", "n", 3), ("nyy", "y", 3), ("ynn", "n", 3)],
+)
+def test_one_look_of_three_may_be_out_of_line(seen: str, told: str, look_count: int) -> None:
+    """And the third is only had where the two before differ."""
+    looks = iter(seen)
+    assert mostly(lambda: next(looks) == "y") == (told == "y")
+    assert len(seen) - len(list(looks)) == look_count
 
 
 def test_a_limit_that_was_not_the_gateways_is_told() -> None:
