@@ -33,7 +33,16 @@ from gateway.core.errors import (
     unknown_model,
     without_frames,
 )
-from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
+from gateway.core.events import (
+    TOKEN_EVENTS,
+    ChoiceFinished,
+    Event,
+    ReasoningDelta,
+    StreamStarted,
+    TextDelta,
+    Usage,
+    UsageReported,
+)
 from gateway.core.kept import Kept
 from gateway.core.ledger import Settlement
 from gateway.core.meters import NO_METERS, Gauge, Meters, upstream_label
@@ -331,7 +340,7 @@ class _Attempt(Struct, eq=False):
             nonlocal has_sent
             events = feed(data)
             if events:
-                if has_sent and type(events[0]) is TextDelta:  # nearly all of a stream
+                if has_sent and (type(events[0]) is TextDelta or type(events[0]) is ReasoningDelta):  # nearly always
                     before_s, watch.progress_at_s = watch.progress_at_s, arrived_at_s
                     if before_s is not None:
                         gather_gap(arrived_at_s - before_s)
