@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -103,6 +105,27 @@ def test_where_nobody_listens_that_is_counted_too(tool: Tool, upstream: Upstream
     reading = load(tool, upstream, Side("nobody", free_port()))
     assert reading.broken > 0
     assert "refused" in reading.first_fault
+
+
+async def test_tokens_behind_the_first_come_with_the_steps(tool: Tool) -> None:
+    """Those of all streams, whenever these have begun; what is late is late for all."""
+    step_s, streams = 0.1, 8
+    pace = Pace(tokens=5, interval_s=step_s, ttft_s=0.0, step_s=step_s)
+    with tool.upstream(pace) as upstream:
+        request = Side("direct", upstream.port).request()
+
+        async def later_times_s(number: int) -> list[float]:
+            await asyncio.sleep(number / streams * step_s)
+            reader, writer = await asyncio.open_connection("127.0.0.1", upstream.port)
+            writer.write(request)
+            answer = await asyncio.wait_for(reader.readuntil(b"0\r\n\r\n"), 30)
+            writer.close()
+            return [int(time) / 1e9 for time in re.findall(rb"@(\d+);", answer)[1:]]
+
+        found = await asyncio.gather(*map(later_times_s, range(streams)))
+    late_s = [time_s % step_s for times_s in found for time_s in times_s]
+    assert len(late_s) == streams * (pace.tokens - 1)
+    assert statistics.median(late_s) < step_s / 4  # of streams that keep their own time it is half a step
 
 
 def test_an_upstream_that_died_is_told_in_one_line(tool: Tool, upstream: Upstream) -> None:
