@@ -62,7 +62,7 @@ class Connection(web.RequestHandler):
     known.
     """
 
-    __slots__ = ("_has_paused", "_known", "_lessons", "_owed_bytes")
+    __slots__ = ("_found", "_has_paused", "_known", "_lessons", "_made", "_owed_bytes", "_writer")
 
     _messages: deque[_Received]  # type: ignore[assignment]  # it has both kinds
 
@@ -70,6 +70,9 @@ class Connection(web.RequestHandler):
         super().__init__(server, **options)
         self._has_paused = False
         self._known: tuple[KnownHead, RawRequestMessage] | None = None
+        self._found: dict[str, Any] = {}
+        self._made: tuple[type[web.BaseRequest], dict[str, Any]] | None = None
+        self._writer: StreamWriter | None = None
         self._lessons = LESSONS
         self._owed_bytes = 0
 
@@ -119,6 +122,7 @@ class Connection(web.RequestHandler):
         is_whole = type(message) is RawRequestMessage and type(payload) is StreamReader and payload.is_eof()
         if is_whole and not (message.compression or message.upgrade or message.chunked):
             self._known = head, message
+            self._found, self._made = {}, None
             self._lessons -= 1
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -126,6 +130,7 @@ class Connection(web.RequestHandler):
         if exc is not None:
             without_frames(exc)  # the request gets it, and is in those of asyncio's transport
         super().connection_lost(exc)
+        self._writer = None  # it has the connection
         self._messages.clear()  # nobody asks for them any more, and their bodies keep the connection
 
     async def start(self) -> None:
@@ -171,22 +176,31 @@ class Connection(web.RequestHandler):
         manager, parser, factory, handler = self._manager, self._parser, self._request_factory, self._request_handler
         if manager is None or parser is None or factory is None or handler is None:
             return False  # it has just been lost
-        body: bytes | None = None
+        writer, self._writer = self._writer or StreamWriter(self, self._loop), None
         if isinstance(payload, bytes):
-            body, payload = payload, EMPTY_PAYLOAD
-        is_whole = payload.is_eof()
+            is_whole, content = True, EMPTY_PAYLOAD
+            again = self._again(message, writer)
+            if again is None:  # it is the first with a head that came before
+                again = self._make(factory(message, content, self, writer, self._task_handler))  # type: ignore[arg-type]  # it is there while the connection is
+            request = again
+            request._read_bytes = payload  # noqa: SLF001, aiohttp keeps it there for who asks again
+        else:
+            is_whole, content = payload.is_eof(), payload
+            request = factory(message, content, self, writer, self._task_handler)  # type: ignore[arg-type]  # the same
+        del payload
         if is_whole:
             parser.message_consumed()
         manager.requests_count += 1
-        request = factory(message, payload, self, StreamWriter(self, self._loop), self._task_handler)  # type: ignore[arg-type]  # it is there while the connection is
-        request._read_bytes, body = body, None  # noqa: SLF001, aiohttp keeps it there for who asks again
         try:
             response, is_lost = await self._handle_request(request, None, handler)
             if is_lost:
                 return False
             self._keepalive = bool(response.keep_alive)
             if not is_whole:
-                await self._read_rest(payload)
+                await self._read_rest(content)
+            elif type(response) is Reply:  # which has used nothing of it
+                writer.output_size = 0
+                self._writer = writer
         except ConnectionError:
             return False
         except Exception as error:  # noqa: BLE001, as aiohttp has it: what the gate did not expect
@@ -198,6 +212,25 @@ class Connection(web.RequestHandler):
         finally:
             request._task = None  # type: ignore[assignment]  # noqa: SLF001, aiohttp breaks the circle so
         return self._keeps_alive()
+
+    def _make(self, request: web.BaseRequest) -> web.BaseRequest:
+        """Remember how aiohttp has made a request for a head that has come again, but for what keeps the connection."""
+        self._made = type(request), {name: value for name, value in vars(request).items() if name not in _OF_ONE}
+        request._state[KNOWN] = self._found  # noqa: SLF001, the same
+        return request
+
+    def _again(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest | None:
+        """Return a request as aiohttp would make it; ``None`` if it has not made one yet for the same head."""
+        if self._made is None:
+            return None
+        kind, made = self._made
+        request = object.__new__(kind)
+        fields = request.__dict__
+        fields.update(made)
+        fields["_message"], fields["_headers"] = message, message.headers
+        fields["_cache"], fields["_state"] = {}, {KNOWN: self._found}
+        fields["_protocol"], fields["_payload_writer"], fields["_task"] = self, writer, self._task_handler
+        return request
 
     def _keeps_alive(self) -> bool:
         """Return whether there may be another request, and begin to wait for it."""
@@ -238,6 +271,27 @@ class Connection(web.RequestHandler):
             self._parser.message_consumed()
             if self._messages:
                 self.data_received(b"")
+
+
+KNOWN: Final = web.RequestKey("known", dict[str, Any])
+"""What handlers have found out about a head that comes again, from its headers but for the length, see ``known_of``."""
+
+
+def known_of(request: web.BaseRequest) -> dict[str, Any]:
+    """Return what was found out about the head of a request, for whoever looks at that to keep what he finds.
+
+    Every request whose head is the same on the same connection has the same, and no other has.
+    """
+    try:
+        return request[KNOWN]
+    except KeyError:
+        return {}
+
+
+_OF_ONE: Final = frozenset({
+    "_cache", "_headers", "_message", "_payload_writer", "_protocol", "_read_bytes", "_state", "_task",
+})  # fmt: skip
+"""What one request alone has."""
 
 
 def _with_length(message: RawRequestMessage, length: bytes) -> RawRequestMessage:

@@ -28,7 +28,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, LineTooLong
 from multidict import istr
 
-from gateway.connection import Connection
+from gateway.connection import Connection, known_of
 from gateway.core.errors import ClientError, Forbidden, GatewayError, InternalError, RequestTimeout, without_frames
 from gateway.core.meters import OTHER
 from gateway.dialects import DIALECTS
@@ -39,6 +39,8 @@ from gateway.telemetry.ids import new_id
 log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_CallTo = tuple[str, Handler, str | None]
+"""The name of a call's route, what handles it, and the id that the caller has given it."""
 
 SWEEP_S = 1.0
 KEEP_ALIVE_S = 75.0
@@ -301,25 +303,31 @@ class Gate:
         """
 
         def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
-            found = (calls.get(request.raw_path) or calls.get(request.path)) if request.method == "POST" else None
-            if found is None or _EXPECT in request.headers:
-                return application(request)
-            endpoint, handler = found
-            return self._answer(request, handler, endpoint)
+            known = known_of(request)
+            call: _CallTo | None = known.get("call")
+            if call is None:
+                found = (calls.get(request.raw_path) or calls.get(request.path)) if request.method == "POST" else None
+                if found is None or _EXPECT in request.headers:
+                    return application(request)
+                known["call"] = call = *found, _given_id(request)
+            endpoint, handler, given_id = call
+            return self._answer(request, handler, given_id or _new_request_id(), endpoint)
 
         return handle
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Have ``handler`` answer what is not a usual call."""
-        return await self._answer(request, handler)
+        return await self._answer(request, handler, _request_id(request))
 
-    async def _answer(self, request: web.Request, handler: Handler, endpoint: str | None = None) -> web.StreamResponse:
+    async def _answer(
+        self, request: web.Request, handler: Handler, request_id: str, endpoint: str | None = None
+    ) -> web.StreamResponse:
         """Let ``handler`` answer, unless the caller may not call; an error becomes an error body.
 
         Of a usual call, which has an ``endpoint``, this does what ``sign`` does of all others.
         """
-        request[REQUEST_ID] = _request_id(request)
+        request[REQUEST_ID] = request_id
         try:
             if self._rule.is_open:
                 self._rule.check(request.host, request.headers.get("origin"))
@@ -346,6 +354,12 @@ class Gate:
         if self._guard.closes:
             fields["connection"] = "close"
         return fields
+
+    def lines(self, request: web.BaseRequest) -> str | None:
+        """Return the same as they stand in a head: an id has no other characters than a header may have."""
+        if self._rule.origins or self._guard.closes:
+            return None
+        return f"server: millrace\r\nx-request-id: {request[REQUEST_ID]}\r\n"
 
     def _head(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         response.headers.update(self.heading(request))
@@ -385,8 +399,12 @@ def _as_error(error: web.HTTPException, request: web.Request) -> GatewayError:
 
 def _request_id(request: web.Request) -> str:
     """Return the caller's own request id if it is a sane one, else a new one."""
+    return _given_id(request) or _new_request_id()
+
+
+def _given_id(request: web.Request) -> str | None:
     given = request.headers.get(_X_REQUEST_ID)
-    return given if given and _REQUEST_ID.fullmatch(given) else _new_request_id()
+    return given if given and _REQUEST_ID.fullmatch(given) else None
 
 
 def _new_request_id() -> str:

@@ -19,6 +19,8 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
 
+from gateway.core.kept import Kept
+
 _NOT_IN_HEADERS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -30,6 +32,9 @@ class Port(Protocol):
 
     def heading(self, request: web.BaseRequest) -> Mapping[str, str]:
         """Return the headers of every answer; one of them may be ``connection: close``."""
+
+    def lines(self, request: web.BaseRequest) -> str | None:
+        """Return the same as they stand in a head; ``None`` where it does not pay to keep them written."""
 
     def count(self, endpoint: str, status: int) -> None:
         """An answer has got its status."""
@@ -71,17 +76,24 @@ class Reply(web.StreamResponse):
     def head(self, request: web.BaseRequest, headers: Mapping[str, str] = _NO_HEADERS) -> bytes:
         """Return the head with more ``headers``. It fixes the status: whoever asks for it writes it at once."""
         self._writer = request.writer
-        fields = {**self._fields, **headers, **self._port.heading(request)}
-        version = request.version
-        self._keeps_alive = self._keeps_alive and request.keep_alive and fields.get("connection") != "close"
-        if not self._keeps_alive:
-            fields["connection"] = "close"
-        elif version < (1, 1):
-            fields["connection"] = "keep-alive"
-        lines = header_lines(fields)
-        self._port.count(self._endpoint, 200)
+        version, port, status = request.version, self._port, "HTTP/1.1 200 OK"
+        lines = port.lines(request) if self._keeps_alive and version == _USUAL and request.keep_alive else None
+        if lines is not None:  # nearly always
+            if headers:  # mostly one: the target's name
+                lines = (_LINES[next(iter(headers.items()))] if len(headers) == 1 else header_lines(headers)) + lines
+            if self._fields:
+                lines = header_lines(self._fields) + lines
+        else:
+            fields = {**self._fields, **headers, **port.heading(request)}
+            self._keeps_alive = self._keeps_alive and request.keep_alive and fields.get("connection") != "close"
+            if not self._keeps_alive:
+                fields["connection"] = "close"
+            elif version < _USUAL:
+                fields["connection"] = "keep-alive"
+            lines = header_lines(fields)
+            status = f"HTTP/{version[0]}.{version[1]} 200 OK"
+        port.count(self._endpoint, 200)
         size = "transfer-encoding: chunked" if self._whole is None else f"content-length: {len(self._whole)}"
-        status = f"HTTP/{version[0]}.{version[1]} 200 OK"
         return f"{status}\r\n{self._lines}{lines}date: {_date()}\r\n{size}\r\n\r\n".encode()
 
     def write_to(self, transport: asyncio.WriteTransport | None, request: web.BaseRequest) -> None:
@@ -114,6 +126,15 @@ def header_lines(headers: Mapping[str, str]) -> str:
         raise ValueError("a control character is not for a header")
     return "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
 
+
+def _line(header: tuple[str, str]) -> str:
+    return header_lines(dict([header]))
+
+
+_LINES = Kept(_line, most=1024)
+"""Single headers as they stand in a head: there are as many targets as are configured, if clients name no others."""
+
+_USUAL = (1, 1)
 
 _dated: tuple[int, str] = (0, "")
 

@@ -21,7 +21,7 @@ from aiohttp import web
 from msgspec.structs import replace
 from multidict import istr
 
-from gateway.connection import whole_body
+from gateway.connection import known_of, whole_body
 from gateway.core.call import Call, Flow, Route
 from gateway.core.errors import (
     ClientError,
@@ -179,6 +179,7 @@ class Server:
     async def _serve(self, way: _Way, request: web.Request) -> web.StreamResponse:
         """Handle a call, and be known as live meanwhile."""
         task, dialect, pipeline = request.task, way.dialect, self._pipeline
+        credential, forwarded = _said(request)
         self._live.add(task)
         try:
             call = Call(
@@ -186,8 +187,8 @@ class Server:
                 endpoint=way.endpoint,
                 dialect=way.name,
                 model=self._default_model,
-                credential=_credential(request),
-                headers=_forwarded(request),
+                credential=credential,
+                headers=forwarded,
                 received_at_s=time.monotonic(),
                 created_unix_s=int(time.time()),
                 ledger=self._ledger,
@@ -273,7 +274,12 @@ class Server:
         )
         self._streams.add(stream)
         try:
-            await _guarded(pipeline(_traced(call, trace, stream), stream.send), call)
+            try:
+                await pipeline(_traced(call, trace, stream), stream.send)
+            except GatewayError:
+                raise
+            except Exception as error:  # noqa: BLE001, as in ``_guarded``, without a coroutine of its own
+                raise _unexpected(call) from error
             stream.finish()
             if request.protocol.writing_paused:
                 with suppress(ConnectionError):
@@ -316,8 +322,13 @@ async def _guarded(work: Awaitable[None], call: Call) -> None:
     except GatewayError:
         raise
     except Exception as error:
-        log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
-        raise InternalError("the gateway failed; the details are in its log under the request id") from error
+        raise _unexpected(call) from error
+
+
+def _unexpected(call: Call) -> InternalError:
+    """Log what is being handled, and return the error for it."""
+    log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
+    return InternalError("the gateway failed; the details are in its log under the request id")
 
 
 def _refuse(error: ClientError) -> Next:
@@ -360,6 +371,15 @@ def error_response(error: GatewayError, request_id: str, dialect: Dialect = DIAL
     if isinstance(error, RequestTooLarge | RequestTimeout):
         response.force_close()
     return response
+
+
+def _said(request: web.Request) -> tuple[str | None, Mapping[str, str]]:
+    """Return the client's key and what may go on to a provider, looked for once in a head that comes again."""
+    known = known_of(request)
+    said: tuple[str | None, Mapping[str, str]] | None = known.get("said")
+    if said is None:
+        said = known["said"] = _credential(request), _forwarded(request)
+    return said
 
 
 def _forwarded(request: web.Request) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 from aiohttp import web
 
-from gateway.reply import Reply
+from gateway.reply import Reply, header_lines
 from tests.raw_client import connected, exchange, parse, request
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -22,6 +22,10 @@ class OnePort:
     def heading(self, request: web.BaseRequest) -> Mapping[str, str]:
         """Say where the request went."""
         return {"x-path": request.path, **self._heading}
+
+    def lines(self, request: web.BaseRequest) -> str | None:
+        """Say it as it is written, unless the connection is to be closed."""
+        return None if "connection" in self._heading else header_lines(self.heading(request))
 
     def count(self, endpoint: str, status: int) -> None:
         """Remember it."""
