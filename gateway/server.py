@@ -194,7 +194,14 @@ class Server:
                 ledger=self._ledger,
             )
             try:
-                call = await self._read(request, call, dialect)
+                self._authenticate(credential)  # who has no key is refused before a byte of the body is read
+                body = whole_body(request)  # which is there for most requests
+                if body is None:
+                    body = await self._body(request)
+                elif len(body) > request.client_max_size:
+                    raise _too_large(request)  # noqa: TRY301, as one that is read is
+                call = self._routed(request, dialect.parse(body, call))
+                del body  # it may be long
             except ClientError as error:
                 pipeline = compose(self._middlewares, _refuse(error))
             trace = self._tracer.begin(call)
@@ -214,15 +221,8 @@ class Server:
             if self._ended is not None and not self._live and not self._ended.done():
                 self._ended.set_result(None)
 
-    async def _read(self, request: web.Request, call: Call, dialect: Dialect) -> Call:
-        """Read the body into the call; a caller without a key is refused before a byte of it is read."""
-        self._authenticate(call.credential)
-        body = whole_body(request)  # which is there for most requests
-        if body is None:
-            body = await self._body(request)
-        elif len(body) > request.client_max_size:
-            raise _too_large(request)
-        call = dialect.parse(body, call)
+    def _routed(self, request: web.Request, call: Call) -> Call:
+        """Return a call that was read, with where it may go."""
         if call.stream and request.version < (1, 1):
             raise ClientError("streaming needs HTTP/1.1: without chunks a cut could not be told", status_code=505)
         return replace(call, received_at_s=time.monotonic(), route=self._route(call.model))

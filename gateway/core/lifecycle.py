@@ -29,7 +29,7 @@ from gateway.core.events import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 LEGAL: dict[str, frozenset[type]] = {
     "waiting": frozenset({StreamStarted, UsageReported, ProviderExtra, AttemptFailed}),
@@ -52,6 +52,7 @@ LEGAL: dict[str, frozenset[type]] = {
 }
 """Which events may come while the stream waits for its start, and while a choice is open or finished."""
 
+_WAITING, _OPEN, _FINISHED = LEGAL["waiting"], LEGAL["open"], LEGAL["finished"]
 _OF_NO_CHOICE = frozenset({StreamStarted, UsageReported, ProviderExtra, AttemptFailed, StreamContinued})
 
 
@@ -64,8 +65,8 @@ class Lifecycle:
         self.has_started = False
         self.dropped_count = 0
         self._open: set[int] = set()
-        self._finished: set[int] = set()
-        self._calls: set[tuple[int, int]] = set()
+        self._finished: Collection[int] = ()  # as long as there is none, no set is made
+        self._calls: Collection[tuple[int, int]] = ()
 
     @property
     def finished_count(self) -> int:
@@ -90,14 +91,14 @@ class Lifecycle:
         kind = type(event)  # of a ``match`` each class that it is not takes as long as all of this
         if not self.has_started:
             self.has_started = kind is StreamStarted
-            return kind in LEGAL["waiting"]
+            return kind in _WAITING
         if kind in _OF_NO_CHOICE:
-            return kind in LEGAL["open"]
+            return kind in _OPEN
         index: int = event.index  # type: ignore[union-attr]  # all others have one
-        if kind not in LEGAL["finished" if index in self._finished else "open"]:
+        if kind not in (_FINISHED if index in self._finished else _OPEN):
             return False
         if kind is ChoiceFinished:
-            self._finished.add(index)
+            self._finished = {*self._finished, index}
             self._open.discard(index)
         elif kind is ToolCallStarted or kind is ToolCallDelta:
             return self._is_call_legal(event, index)  # type: ignore[arg-type]  # it is one of these
@@ -112,6 +113,8 @@ class Lifecycle:
             return call in self._calls
         if call in self._calls:
             return False
+        if type(self._calls) is not set:
+            self._calls = set()
         self._calls.add(call)
         self._open.add(index)
         return True

@@ -118,6 +118,8 @@ class Trace:
         The caller's is not among them while the call has a span: what the provider does belongs below that. Where
         there is nothing to change it is the same mapping.
         """
+        if not headers and not self.propagates:  # as of nearly all calls
+            return headers
         told = (self.traceparent, self.tracestate) if self.propagates else (None, None)
         if told == (headers.get("traceparent"), headers.get("tracestate")):
             return headers
