@@ -41,7 +41,7 @@ from gateway.core.ledger import Ledger, NoLedger
 from gateway.core.trace import NO_TRACER, Trace, Tracer
 from gateway.dialects import DIALECTS
 from gateway.dialects.base import Dialect
-from gateway.logs import bound_ids
+from gateway.logs import bind_ids, unbind_ids
 from gateway.pipeline import DRAINED, Authenticator, Middleware, Next, Send, compose
 from gateway.reply import Port, Reply, header_lines
 from gateway.stream import ClientStream
@@ -205,15 +205,17 @@ class Server:
             except ClientError as error:
                 pipeline = compose(self._middlewares, _refuse(error))
             trace = self._tracer.begin(call)
-            with bound_ids(request_id=call.request_id, **trace.log_fields):
-                try:
-                    if call.stream:
-                        return await self._stream(request, call, trace, way, pipeline)
-                    return await self._answer(request, _traced(call, trace), dialect, pipeline)
-                except GatewayError as error:
-                    response = error_response(without_frames(error), call.request_id, dialect)
-                response.headers.update(_trace_headers(trace))
-                return response
+            bound = bind_ids(call.request_id, trace.trace_id, trace.span_id)
+            try:
+                if call.stream:
+                    return await self._stream(request, call, trace, way, pipeline)
+                return await self._answer(request, _traced(call, trace), dialect, pipeline)
+            except GatewayError as error:
+                response = error_response(without_frames(error), call.request_id, dialect)
+            finally:
+                unbind_ids(bound)
+            response.headers.update(_trace_headers(trace))
+            return response
         finally:
             self._live.discard(task)
             del pipeline  # it may have the error

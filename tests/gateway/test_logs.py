@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from contextvars import copy_context
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,12 +29,13 @@ from gateway.logs import (
     MAX_MESSAGE_CHARACTERS,
     LibraryHandler,
     LogWriter,
-    bound_ids,
+    bind_ids,
     clean,
     clean_words,
     configure_logs,
     current_writer,
     show_exception,
+    unbind_ids,
 )
 from gateway.schema import Secret
 
@@ -159,14 +159,15 @@ def test_what_is_bound_of_the_call_is_on_every_line(log: Log) -> None:
 
 
 def test_ids_are_bound_as_structlog_would_and_let_go_of(log: Log) -> None:
-    """Those that were bound outside are back afterwards, whatever happened inside."""
+    """Those that were bound outside are back afterwards."""
     logger = structlog.get_logger()
-    with bound_ids(request_id="r1", trace_id="t1"):
-        with suppress(RuntimeError), bound_ids(request_id="r2"):
-            logger.info("inner")
-            assert structlog.contextvars.get_contextvars() == {"request_id": "r2", "trace_id": "t1"}
-            raise RuntimeError
-        logger.info("outer")
+    outer = bind_ids("r1", "t1", "s1")
+    inner = bind_ids("r2")
+    logger.info("inner")
+    assert structlog.contextvars.get_contextvars() == {"request_id": "r2", "trace_id": "t1", "span_id": "s1"}
+    unbind_ids(inner)
+    logger.info("outer")
+    unbind_ids(outer)
     logger.info("none")
     assert structlog.contextvars.get_contextvars() == {}
     found = [(line.get("request_id"), line.get("trace_id")) for line in log.lines]
@@ -175,9 +176,7 @@ def test_ids_are_bound_as_structlog_would_and_let_go_of(log: Log) -> None:
 
 def test_ids_that_are_let_go_of_elsewhere_are_no_error() -> None:
     """The garbage of a loop that was closed ends in no context of its own."""
-    bound = bound_ids(request_id="r1")
-    copy_context().run(bound.__enter__)
-    bound.__exit__(None, None, None)
+    unbind_ids(copy_context().run(bind_ids, "r1", "t1", "s1"))
     assert structlog.contextvars.get_contextvars() == {}
 
 
