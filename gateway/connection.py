@@ -4,7 +4,9 @@ This file reaches below aiohttp's public surface on the clients' side, as ``exch
 do on the providers'. What it keeps of aiohttp is its parser in C, its requests and its way of ending an answer. What it
 leaves out, for requests that are whole and as usual, is a task of its own for each (making it, waking it, waking who
 waits for it) and a second look of the parser at what it has read already. That is a seventh of what a short answer
-costs on this side. And a head that came before on the connection is not parsed again, see gateway/known_head.py.
+costs on this side. And a head that came before on the connection is not parsed again, see gateway/known_head.py. Nor is
+its request made again: that takes over what aiohttp has made of the first, and so does a handler with what it has found
+in the headers (``known_of``).
 
 A task of its own gave each request its own context variables. Here requests share their connection's, as long as they
 leave them as they were; where one does not, the connection goes on in a new task, with those it began with.
@@ -19,9 +21,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -179,10 +182,7 @@ class Connection(web.RequestHandler):
         writer, self._writer = self._writer or StreamWriter(self, self._loop), None
         if isinstance(payload, bytes):
             is_whole, content = True, EMPTY_PAYLOAD
-            again = self._again(message, writer)
-            if again is None:  # it is the first with a head that came before
-                again = self._make(factory(message, content, self, writer, self._task_handler))  # type: ignore[arg-type]  # it is there while the connection is
-            request = again
+            request = self._made_again(message, writer, factory)
             request._read_bytes = payload  # noqa: SLF001, aiohttp keeps it there for who asks again
         else:
             is_whole, content = payload.is_eof(), payload
@@ -213,16 +213,15 @@ class Connection(web.RequestHandler):
             request._task = None  # type: ignore[assignment]  # noqa: SLF001, aiohttp breaks the circle so
         return self._keeps_alive()
 
-    def _make(self, request: web.BaseRequest) -> web.BaseRequest:
-        """Remember how aiohttp has made a request for a head that has come again, but for what keeps the connection."""
-        self._made = type(request), {name: value for name, value in vars(request).items() if name not in _OF_ONE}
-        request._state[KNOWN] = self._found  # noqa: SLF001, the same
-        return request
-
-    def _again(self, message: RawRequestMessage, writer: StreamWriter) -> web.BaseRequest | None:
-        """Return a request as aiohttp would make it; ``None`` if it has not made one yet for the same head."""
+    def _made_again(
+        self, message: RawRequestMessage, writer: StreamWriter, factory: Callable[..., web.BaseRequest]
+    ) -> web.BaseRequest:
+        """Return a request for a head that came before, as aiohttp would make it: the first such one is made by it."""
         if self._made is None:
-            return None
+            request = factory(message, EMPTY_PAYLOAD, self, writer, self._task_handler)
+            self._made = type(request), {name: value for name, value in vars(request).items() if name not in _OF_ONE}
+            request._state[KNOWN] = self._found  # noqa: SLF001, the same
+            return request
         kind, made = self._made
         request = object.__new__(kind)
         fields = request.__dict__
@@ -380,6 +379,11 @@ def _rehearse() -> None:
     other.data_received(head % 3 + b"{ }")
     [(known, body)], [(parsed, _)] = cast("list[_Received]", connection._messages), other._messages  # noqa: SLF001
     expect(body == b"{ }" and repr(known) == repr(parsed), "a head that came before")
+    writer = StreamWriter(connection, loop)
+    factory = partial(web.BaseRequest, loop=loop)
+    first, again = (connection._made_again(known, writer, factory) for _ in range(2))  # noqa: SLF001, the same
+    is_same = first is not again and vars(first) == vars(again) and known_of(first) is known_of(again)
+    expect(is_same, "a request that is made again")
 
 
 FAULTS: Final = tuple(_faults())

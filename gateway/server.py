@@ -60,6 +60,7 @@ FORWARDED_HEADERS = tuple(
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 _WHOLE_LINES = header_lines({"content-type": "application/json"})
 _AUTHORIZATION = istr("authorization")
+_FAILED = "the gateway failed; the details are in its log under the request id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,7 +200,7 @@ class Server:
                 if body is None:
                     body = await self._body(request)
                 elif len(body) > request.client_max_size:
-                    raise _too_large(request)  # noqa: TRY301, as one that is read is
+                    raise _too_large(request)
                 call = self._routed(request, dialect.parse(body, call))
                 del body  # it may be long
             except ClientError as error:
@@ -261,16 +262,7 @@ class Server:
     ) -> web.StreamResponse:
         """Run the pipeline into the client's socket: when the client leaves, aiohttp cancels it at once."""
         reply = Reply(self._port, call.endpoint, _trace_headers(trace), lines=way.stream_lines)
-
-        def begin(started: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
-            transport = request.transport
-            if transport is None or transport.is_closing():
-                raise ClientGone("the client has left")
-            head = reply.head(request, _target_headers(started))
-            request.writer.output_size += len(head)  # by which aiohttp knows that no other answer can be sent
-            return transport, head
-
-        options = self._options
+        options, begin = self._options, partial(_begin, request, reply)
         stream = ClientStream(
             way.dialect.encoder(call), begin, heartbeat_s=options.heartbeat_s, write_timeout_s=options.write_timeout_s
         )
@@ -280,8 +272,9 @@ class Server:
                 await pipeline(_traced(call, trace, stream), stream.send)
             except GatewayError:
                 raise
-            except Exception as error:  # noqa: BLE001, as in ``_guarded``, without a coroutine of its own
-                raise _unexpected(call) from error
+            except Exception as error:  # as in ``_guarded``, without a coroutine of its own
+                log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
+                raise InternalError(_FAILED) from error
             stream.finish()
             if request.protocol.writing_paused:
                 with suppress(ConnectionError):
@@ -301,6 +294,16 @@ class Server:
             stream.close()
             self._streams.discard(stream)
         return reply
+
+
+def _begin(request: web.Request, reply: Reply, started: StreamStarted | None) -> tuple[asyncio.WriteTransport, bytes]:
+    """Return where a stream is written to, and its head; raises ``ClientGone`` when there is nobody to write to."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ClientGone("the client has left")
+    head = reply.head(request, _target_headers(started))
+    request.writer.output_size += len(head)  # by which aiohttp knows that no other answer can be sent
+    return transport, head
 
 
 def _stopping() -> GatewayStopping:
@@ -324,13 +327,8 @@ async def _guarded(work: Awaitable[None], call: Call) -> None:
     except GatewayError:
         raise
     except Exception as error:
-        raise _unexpected(call) from error
-
-
-def _unexpected(call: Call) -> InternalError:
-    """Log what is being handled, and return the error for it."""
-    log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
-    return InternalError("the gateway failed; the details are in its log under the request id")
+        log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
+        raise InternalError(_FAILED) from error
 
 
 def _refuse(error: ClientError) -> Next:

@@ -221,7 +221,7 @@ def _max_tokens(fields: _Fields) -> int | None:
         value = document.get(key)
         if value is not None:
             if type(value) is not int:
-                value = fields.integer(key)
+                raise wrong(key, "an integer", value)
             if value < 1:
                 raise InvalidRequest(f"{key}: expected at least 1", param=key)
             return value

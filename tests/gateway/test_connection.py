@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.test_utils import make_mocked_request
 
 from gateway import connection
-from gateway.connection import Connection, whole_body
+from gateway.connection import Connection, known_of, whole_body
 from gateway.known_head import KnownHead
 from gateway.reply import Reply
 from tests.eventually import eventually
@@ -372,6 +372,29 @@ async def test_a_head_that_came_before_means_what_it_meant(body: bytes, monkeypa
     assert heads[0] == heads[2]
     assert heads[1] == heads[3] == heads[4] == heads[5]
     assert heads[1][-1] == len(body)
+
+
+_NOTE = web.RequestKey("note", int)
+
+
+async def test_what_was_found_in_a_head_is_known_when_it_comes_again(way: str) -> None:
+    """Whatever the length of the body is, and of no other head; all else of a request is its own."""
+    seen: list[tuple[object, ...]] = []
+
+    async def note(request: web.BaseRequest) -> web.StreamResponse:
+        known = known_of(request)
+        found = known.setdefault("who", request.headers["x-who"])
+        seen.append((found, _NOTE in request, request.writer.output_size))
+        request[_NOTE] = known["count"] = known.get("count", 0) + 1
+        return answer(str(known["count"]).encode())
+
+    counts = []
+    async with serving(note) as url, connected(url) as client:
+        for who, body in (("a", b"1"), ("a", b"2"), ("a", b"33"), ("a", b"4"), ("b", b"5"), ("b", b"6"), ("b", b"7")):
+            await client.send(request("/", body, X_Who=who))
+            counts.append(int((await client.answer()).body))
+    assert seen == [(who, False, 0) for who in "aaaabbb"]
+    assert counts == ([1, 1, 2, 3, 1, 1, 2] if way == "short" else [1] * 7)
 
 
 @pytest.mark.usefixtures("way")
