@@ -41,7 +41,8 @@ from gateway.core.events import Event
 from gateway.providers.base import Decoder, ProviderOptions, RequestHeaders, UpstreamRequest
 from gateway.providers.continued import OpenTurn, Rest, continued, continued_answer, goes_on, messages_with, open_turn
 from gateway.providers.errors import read_error_body, retry_after_s, should_retry, upstream_error
-from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+from gateway.providers.openai_answer import read_answer
+from gateway.providers.openai_stream import OpenAIDecoder
 
 FORWARDED_HEADERS = ("openai-beta", "idempotency-key")
 _REASONING_MODEL = re.compile(r"^(?:o\d|gpt-5(?!.*chat))")

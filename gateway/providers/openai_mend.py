@@ -1,8 +1,8 @@
 """Makes of an odd chat completion what a client of OpenAI's expects: what to change is noted, and changed once.
 
-Whoever reads a document (``openai_stream``) knows what is odd in it; a ``Mender`` is told, and a document with nothing
-to mend keeps its bytes. What is right instead is said here: the names of the finish reasons, the numbers of the calls,
-the text in a list-valued content. Of bytes, events and the order of a stream this module knows nothing.
+Whoever reads a document (``openai_completion``) knows what is odd in it; a ``Mender`` is told, and a document with
+nothing to mend keeps its bytes. What is right instead is said here: the names of the finish reasons, the numbers of the
+calls, the text in a list-valued content. Of bytes, events and the order of a stream this module knows nothing.
 """
 
 from __future__ import annotations

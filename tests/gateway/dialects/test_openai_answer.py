@@ -31,7 +31,8 @@ from gateway.core.events import (
 from gateway.core.transcript import Transcript
 from gateway.dialects import openai_answer
 from gateway.dialects.openai_answer import call_fields, decode_frame, reported_usage, write_answer
-from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+from gateway.providers.openai_answer import read_answer
+from gateway.providers.openai_stream import OpenAIDecoder
 
 CALL = Call(request_id="t", model="chat", created_unix_s=7)
 IDENTITY = {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m"}

@@ -36,7 +36,8 @@ from gateway.core.sse import SSEDecoder
 from gateway.core.transcript import Transcript
 from gateway.dialects import openai_chat
 from gateway.dialects.openai_chat import OpenAIChat, OpenAIChatEncoder
-from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+from gateway.providers.openai_answer import read_answer
+from gateway.providers.openai_stream import OpenAIDecoder
 
 CALL = Call(request_id="t", model="chat", stream=True, created_unix_s=7)
 ASKED = Call(request_id="t", model="chat", stream=True, created_unix_s=7, include_usage=True)

@@ -1,4 +1,4 @@
-"""OpenAI's wire as the tests of its decoder and of its mending write it, and what they make of the answer."""
+"""OpenAI's wire as the tests of its readers and of its mending write it, and what they make of the answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from gateway.core.call import Call, Message, Target, TextPart
-from gateway.core.events import Event, StreamStarted
+from gateway.core.continuation import Continuation, Way
+from gateway.core.events import Event, StreamStarted, Usage, UsageReported
 from gateway.core.transcript import Transcript
 from gateway.providers.openai_stream import OpenAIDecoder
 
@@ -22,6 +23,14 @@ CALL = Call(
 IDENTITY = {"id": "c1", "object": "chat.completion.chunk", "created": 5, "model": "m"}
 DONE = b"data: [DONE]\n\n"
 START = StreamStarted("c1", "m", 5, target="openai/gpt")
+ESTIMATE = UsageReported(Usage(4, 1, is_estimated=True))
+"""Of the 16 characters that are asked, and an answer of up to four."""
+KNOWN = StreamStarted("first", "model-1", 3, target="other/model")
+
+
+def known(started: StreamStarted, way: Way = "restart", **fields: Any) -> Call:
+    """Return a call whose client knows the answer by ``started``."""
+    return msgspec.structs.replace(CALL, continuation=Continuation(way=way, started=started), **fields)
 
 
 def chunk(delta: dict[str, Any] | None = None, finish: str | None = None, index: int = 0, **fields: Any) -> Any:

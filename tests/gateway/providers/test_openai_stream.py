@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -13,50 +12,43 @@ from msgspec import structs
 
 from gateway.core.call import Call
 from gateway.core.continuation import Continuation, Way
-from gateway.core.errors import StreamInterrupted, UpstreamBusy, UpstreamError, UpstreamFailed, UpstreamRefused
+from gateway.core.errors import StreamInterrupted, UpstreamError
 from gateway.core.events import (
-    OPENAI_ANSWER,
     OPENAI_CHUNK,
     ChoiceFinished,
     Event,
     Frame,
     ProviderExtra,
     ReasoningDelta,
-    RefusalDelta,
     StreamStarted,
     TextDelta,
-    ToolCallDelta,
-    ToolCallStarted,
     Usage,
     UsageReported,
 )
 from gateway.core.lifecycle import Lifecycle
 from gateway.core.transcript import Transcript
-from gateway.dialects.openai_chat import OpenAIChatEncoder
-from gateway.providers import openai_stream
-from gateway.providers.errors import NOT_JSON
-from gateway.providers.openai_stream import OpenAIDecoder, read_answer
+from gateway.providers.openai_completion import Choice, Delta
+from gateway.providers.openai_stream import OpenAIDecoder
 from tests.gateway.providers.openai_chunks import (
     CALL,
     DONE,
-    END,
+    ESTIMATE,
     IDENTITY,
+    KNOWN,
     ROLE,
     START,
     STOP,
     bare,
-    calls_of,
     chunk,
     decode,
     frames,
+    known,
     piece,
     sse,
     text,
     tools,
 )
-
-ESTIMATE = UsageReported(Usage(4, 1, is_estimated=True))
-"""Of the 16 characters that are asked, and an answer of up to four."""
+from tests.gateway.providers.openai_oddities import CHUNKS, FAILURES, MISSING, ODD, TREES, changed
 
 
 def broken(stream: bytes, *, call: Call = CALL) -> tuple[list[Event], UpstreamError]:
@@ -118,17 +110,6 @@ def test_two_choices_are_told_apart() -> None:
     transcript = Transcript()
     transcript.add(decode(*documents))
     assert {index: choice.text for index, choice in transcript.choices.items()} == {0: "b", 1: "a"}
-
-
-def test_refusal_is_told_as_one() -> None:
-    """The words of a refusal are not the answer."""
-    assert RefusalDelta("no") in decode(ROLE, chunk({"refusal": "no"}), STOP)
-
-
-def test_reasoning_is_not_part_of_the_answer() -> None:
-    """A chunk with both is reasoning first."""
-    events = decode(ROLE, chunk({"reasoning_content": "hm", "content": "a"}), STOP)
-    assert events[1:3] == [ReasoningDelta("hm"), TextDelta("a")]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
@@ -298,8 +279,8 @@ def test_an_ordinary_stream_is_read_like_any_other(name: str, call: Call) -> Non
     document = ORDINARY[name]
     places: list[tuple[str | int, ...]] = [(key,) for key in (*document, "error", "x_groq")]
     if document["choices"]:
-        places += [("choices", 0, key) for key in openai_stream._Choice.__struct_fields__]
-        places += [("choices", 0, "delta", key) for key in openai_stream._Delta.__struct_fields__]
+        places += [("choices", 0, key) for key in Choice.__struct_fields__]
+        places += [("choices", 0, "delta", key) for key in Delta.__struct_fields__]
     odd = [changed(document, place, value) for place in places for value in (*ODD, MISSING)]
     early = {**IDENTITY, "id": "", "choices": [], "prompt_filter_results": []}
     for other in (document, {**document, "choices": document["choices"] * 2}, *odd):
@@ -363,106 +344,6 @@ def test_a_read_that_is_like_the_last_only_at_its_ends_is_decoded_in_full(odd: b
     events = ready().feed(odd)
     assert ready().feed(b": x\n\n" + odd) == events
     assert all(event.frame is None or b"\n" not in event.frame.data for event in events)
-
-
-# --- tool calls
-
-
-def test_parallel_calls_are_told_apart_by_their_index() -> None:
-    """Pieces of them may be mixed."""
-    documents = [
-        tools(piece(0, "", "a", "f")), tools(piece(0, '{"x":')), tools(piece(1, "", "b", "g")),
-        tools(piece(1, "{}"), piece(0, "1}")),
-    ]  # fmt: skip
-    assert calls_of(ROLE, *documents, END) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
-    assert frames(ROLE, *documents)[1:] == [msgspec.json.encode(item) for item in documents]
-
-
-def test_an_id_and_a_name_said_again_begin_no_new_call() -> None:
-    """Some hosts repeat both on every piece."""
-    documents = [tools(piece(0, "{", "a", "f")), tools(piece(0, "}", "a", "f"))]
-    assert calls_of(ROLE, *documents, END) == [("a", "f", "{}")]
-
-
-def test_a_custom_call_is_told_as_one() -> None:
-    """Its input is free text."""
-    begin = {"index": 0, "id": "a", "type": "custom", "custom": {"name": "sql", "input": ""}}
-    events = decode(ROLE, tools(begin), tools({"index": 0, "custom": {"input": "SELECT"}}), END)
-    assert events[1:3] == [ToolCallStarted(0, "a", "sql", "custom"), ToolCallDelta(0, "SELECT")]
-
-
-def test_a_legacy_function_call_is_told_as_one() -> None:
-    """It has no id and no index, and its frame stays."""
-    documents = [
-        ROLE, chunk({"function_call": {"name": "f", "arguments": ""}}), chunk({"function_call": {"arguments": "{}"}}),
-        chunk(finish="function_call"),
-    ]  # fmt: skip
-    assert decode(*documents)[1:4] == [
-        ToolCallStarted(0, "", "f", "legacy"),
-        ToolCallDelta(0, "{}"),
-        ChoiceFinished("function_call", "function_call"),
-    ]
-    assert frames(*documents) == [msgspec.json.encode(item) for item in documents]
-
-
-# --- usage
-
-
-@pytest.mark.parametrize(
-    ("said", "usage"),
-    [
-        ({"prompt_tokens": 9, "completion_tokens": 2}, Usage(9, 2)),
-        (
-            {
-                "prompt_tokens": 9,
-                "completion_tokens": 8,
-                "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 3},
-                "completion_tokens_details": {"reasoning_tokens": 5},
-            },
-            Usage(9, 8, 4, 3, 5),
-        ),
-        ({"prompt_tokens": 9, "completion_tokens": 2, "prompt_cache_hit_tokens": 6}, Usage(9, 2, 6)),
-        ({"prompt_tokens": 9, "completion_tokens": 7, "reasoning_tokens": 5}, Usage(9, 7, 0, 0, 5)),
-        (
-            {
-                "prompt_tokens": 9,
-                "completion_tokens": 2,
-                "total_tokens": 16,
-                "completion_tokens_details": {"reasoning_tokens": 5},
-            },
-            Usage(9, 7, 0, 0, 5),
-        ),
-        ({"prompt_tokens": None, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(0, 2)),
-    ],
-)
-def test_usage_is_read_in_the_cores_terms(said: dict[str, Any], usage: Usage) -> None:
-    """Input with what came from a cache, output with the reasoning."""
-    assert decode(ROLE, STOP, {**IDENTITY, "choices": [], "usage": said})[-1] == UsageReported(usage)
-
-
-def test_usage_on_any_chunk_counts_and_the_last_one_is_final() -> None:
-    """Some report on the chunk that finishes, some on every one."""
-    used = [{"prompt_tokens": 3, "completion_tokens": count} for count in (1, 2)]
-    events = decode(ROLE, {**text("a"), "usage": used[0]}, {**STOP, "usage": used[1]})
-    assert events == [
-        START,
-        TextDelta("a"),
-        UsageReported(Usage(3, 1)),
-        ChoiceFinished("stop", "stop"),
-        UsageReported(Usage(3, 2)),
-    ]
-
-
-def test_groqs_own_usage_is_read() -> None:
-    """It comes unasked, beside the choices."""
-    groq = {**STOP, "x_groq": {"id": "req_1", "usage": {"prompt_tokens": 3, "completion_tokens": 1}}}
-    assert decode({**ROLE, "x_groq": {"id": "req_1"}}, groq)[-1] == UsageReported(Usage(3, 1))
-
-
-@pytest.mark.parametrize("usage", [None, {}, False, "", 7, [], "much", {"prompt_tokens": "many"}])
-def test_no_usage_or_an_odd_one_is_estimated(usage: Any) -> None:
-    """It costs nobody the answer."""
-    assert decode(ROLE, text("four"), {**STOP, "usage": usage})[-1] == ESTIMATE
 
 
 # --- the end
@@ -539,23 +420,6 @@ def test_text_and_a_second_finish_after_the_finish_are_dropped() -> None:
 # --- errors inside a 200
 
 
-FAILURES: list[tuple[Any, type[UpstreamError], str]] = [
-    ({"error": {"message": "Busy", "type": "server_error", "code": None}}, UpstreamFailed, "upstream_failed"),
-    ({"error": {"message": "Busy", "code": 503}}, UpstreamBusy, "upstream_busy"),
-    ({"error": {"message": "Busy", "code": "429"}}, UpstreamBusy, "upstream_busy"),
-    ({"error": {"message": "Busy", "status_code": 429, "code": "slow_down"}}, UpstreamBusy, "slow_down"),
-    ({"error": {"message": "Busy", "type": "invalid_request_error"}}, UpstreamRefused, "invalid_request_error"),
-    ({"error": "Busy"}, UpstreamFailed, "upstream_failed"),
-    ({**IDENTITY, "choices": [], "x_groq": {"error": "Busy"}}, UpstreamFailed, "upstream_failed"),
-    (
-        {**chunk({"content": ""}, "error"), "error": {"message": "Busy", "code": 502, "metadata": {}}},
-        UpstreamFailed,
-        "upstream_failed",
-    ),
-    ({"object": "error", "message": "Busy", "type": "rate_limited", "code": 429}, UpstreamBusy, "upstream_busy"),
-]
-
-
 @pytest.mark.parametrize(("document", "kind", "code"), FAILURES)
 def test_an_error_instead_of_an_answer_is_that_of_the_attempt(
     document: Any, kind: type[UpstreamError], code: str
@@ -589,12 +453,6 @@ def test_an_error_shows_neither_key_nor_line_breaks() -> None:
     assert error.message == "bad key [redacted]"
 
 
-@pytest.mark.parametrize("nothing", [None, {}, "", False])
-def test_an_empty_error_is_none(nothing: Any) -> None:
-    """Some hosts send the key with every chunk."""
-    assert TextDelta("a") in decode(ROLE, {**text("a"), "error": nothing}, STOP)
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -619,246 +477,7 @@ def test_bytes_that_are_no_chunk_break_the_stream(data: bytes) -> None:
     assert error.message == "the provider sent a chunk that is not a chat completion chunk"
 
 
-# --- whole answers
-
-
-def answer(message: dict[str, Any], finish: str | None = "stop", **fields: Any) -> dict[str, Any]:
-    """Return a whole answer."""
-    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish}
-    return {**IDENTITY, "object": "chat.completion", "choices": [choice], **fields}
-
-
-def read(document: Any) -> list[Event]:
-    """Return the events of a whole answer, without their frames."""
-    return bare(read_answer(CALL, msgspec.json.encode(document)))
-
-
-def test_a_whole_answer_keeps_its_bytes() -> None:
-    """All its events share one frame, which is the body itself."""
-    body = msgspec.json.encode(
-        answer({"content": "a", "refusal": None}, usage={"prompt_tokens": 3, "completion_tokens": 1}, x_extra={})
-    )
-    events = read_answer(CALL, body)
-    assert bare(events) == [START, TextDelta("a"), ChoiceFinished("stop", "stop"), UsageReported(Usage(3, 1))]
-    frame = events[0].frame
-    assert frame is not None
-    assert frame.data is body
-    assert (frame.wire, frame.event_count) == (OPENAI_ANSWER, 4)
-
-
-def test_calls_of_a_whole_answer_are_numbered_and_left_alone() -> None:
-    """They have no index, and need none."""
-    custom = {"id": "b", "type": "custom", "custom": {"name": "g", "input": "x"}}
-    document = answer({"content": None, "tool_calls": [piece(None, "{}", "a", "f"), custom]}, "tool_calls")
-    assert read(document)[1:-1] == [
-        ToolCallStarted(0, "a", "f"),
-        ToolCallDelta(0, "{}"),
-        ToolCallStarted(1, "b", "g", "custom"),
-        ToolCallDelta(1, "x"),
-    ]
-    assert read_answer(CALL, body := msgspec.json.encode(document))[0].frame == Frame(body, OPENAI_ANSWER, 6)
-    legacy = answer({"content": None, "function_call": {"name": "f", "arguments": "{}"}}, "function_call")
-    assert read(legacy)[1:3] == [ToolCallStarted(0, "", "f", "legacy"), ToolCallDelta(0, "{}")]
-
-
-def test_a_whole_answer_is_mended_where_it_must_be() -> None:
-    """As a chunk is."""
-    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "a"}]
-    odd = {"choices": [{"message": {"content": parts, "x": 1}, "finish_reason": "eos"}]}
-    [event, *_] = read_answer(CALL, msgspec.json.encode(odd))
-    assert event.frame is not None
-    assert msgspec.json.decode(event.frame.data) == {
-        "id": "chatcmpl-t",
-        "created": 7,
-        "model": "gpt",
-        "choices": [
-            {"index": 0, "message": {"content": "a", "x": 1, "reasoning_content": "hm"}, "finish_reason": "stop"}
-        ],
-    }
-
-
-def test_choices_of_a_whole_answer_are_told_apart() -> None:
-    """With or without a number."""
-    document = answer({"content": "a"})
-    document["choices"] = [{"message": {"content": word}, "finish_reason": "stop"} for word in "ab"]
-    assert TextDelta("b", 1) in read(document)
-
-
-PLAIN: dict[str, Any] = {
-    "id": "c1",
-    "object": "chat.completion",
-    "created": 5,
-    "model": "m",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "tool_calls": []},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ],
-    "usage": {
-        "prompt_tokens": 3,
-        "completion_tokens": 2,
-        "total_tokens": 5,
-        "prompt_tokens_details": {"cached_tokens": 1, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
-    },
-    "x_groq": {"id": "req"},
-    "service_tier": "default",
-}
-CHOICE, MESSAGE, USAGE = ("choices", 0), ("choices", 0, "message"), ("usage",)
-PLACES: list[tuple[str | int, ...]] = [
-    *[(key,) for key in (*PLAIN, "error")],
-    *[(*CHOICE, key) for key in ("index", "message", "delta", "finish_reason", "logprobs")],
-    *[(*MESSAGE, key) for key in ("role", "content", "refusal", "reasoning_content", "reasoning", "tool_calls")],
-    (*MESSAGE, "function_call"),
-    *[(*USAGE, key) for key in (*PLAIN["usage"], "reasoning_tokens", "prompt_cache_hit_tokens")],
-    *[(*USAGE, "prompt_tokens_details", key) for key in ("cached_tokens", "cache_write_tokens")],
-    (*USAGE, "completion_tokens_details", "reasoning_tokens"),
-    *[("x_groq", key) for key in ("usage", "error")],
-]
-ODD: list[Any] = [
-    *(None, "", "x", "error", "eos", "length", "chat.completion.chunk", True, False, 0, 1, -1, 7, 1.0, 2.5, 1 << 70),
-    *([], [None], ["x"], [{}], {}, {"x": 1}, {"message": "x"}, {"name": "f", "arguments": "{}"}, {"prompt_tokens": 1}),
-    *({"content": "b"}, {"content": "b", "reasoning_content": "c"}, [{"id": "t", "function": {"name": "f"}}]),
-    *([PLAIN["choices"][0]] * 2, [PLAIN["choices"][0], {**PLAIN["choices"][0], "index": 1}]),
-]
-MISSING = object()
-
-
-def changed(document: Any, place: tuple[str | int, ...], value: Any) -> Any:
-    """Return a copy of a document with another value in one place, or without it."""
-    key, *rest = place
-    copied = document.copy()
-    if rest:
-        copied[key] = changed(document[key], tuple(rest), value)
-    elif value is MISSING:
-        copied.pop(key, None)
-    else:
-        copied[key] = value
-    return copied
-
-
-def outcome(call: Call, body: bytes) -> list[Event] | tuple[type[UpstreamError], str, str]:
-    """Return the events of a whole answer, or what its error is."""
-    try:
-        return read_answer(call, body)
-    except UpstreamError as error:
-        return type(error), error.code, error.message
-
-
-def is_plain(body: bytes) -> bool:
-    """Whether a whole answer is read in one go."""
-    try:
-        openai_stream._decode_plain_answer(body)
-    except NOT_JSON:
-        return False
-    return True
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_a_plain_answer_is_read_like_any_other(place: tuple[str | int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that is all but plain is, too: whatever stands in one place of it, both ways say the same."""
-    bodies = [msgspec.json.encode(changed(PLAIN, place, value)) for value in (*ODD, MISSING)]
-    bodies += [msgspec.json.encode(PLAIN), msgspec.json.encode(PLAIN)[:-1], b'{"choices":' + b"[" * 100_000]
-    calls = [CALL, structs.replace(CALL, target=None), known(KNOWN)]
-    told = [outcome(call, body) for call in calls for body in bodies]
-    plain_count = sum(map(is_plain, bodies))
-    assert 0 < plain_count < len(bodies)
-    monkeypatch.setattr(openai_stream, "_decode_plain_answer", msgspec.json.Decoder(None).decode)
-    assert [outcome(call, body) for call in calls for body in bodies] == told
-    assert not any(map(is_plain, bodies))
-
-
-@pytest.mark.parametrize(("document", "kind", "code"), [case for case in FAILURES if "x_groq" not in case[0]])
-def test_an_error_in_a_whole_answer_is_raised(document: Any, kind: type[UpstreamError], code: str) -> None:
-    """A status of 200 does not make it an answer."""
-    with pytest.raises(kind) as raised:
-        read(document)
-    assert raised.value.code == code
-
-
-def test_a_whole_answer_that_failed_is_raised() -> None:
-    """By its finish reason."""
-    with pytest.raises(UpstreamFailed):
-        read(answer({"content": "a"}, "error"))
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": null}', b"[" * 99_999]
-)
-def test_a_body_that_is_no_answer_is_malformed(body: bytes) -> None:
-    """Whatever it is instead."""
-    with pytest.raises(StreamInterrupted) as raised:
-        read_answer(CALL, body)
-    assert raised.value.code == "malformed_stream"
-
-
 # --- whatever comes
-
-WORDS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5))
-KEYS = st.sampled_from(
-    ["id", "choices", "index", "delta", "message", "content", "usage", "error", "type", "text", "thinking"]
-)
-TREES = st.recursive(
-    WORDS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=5), max_leaves=20
-)
-CALLS = st.lists(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "index": st.none() | st.integers(-1, 2),
-            "id": st.none() | st.sampled_from(["", "a", "b"]),
-            "function": st.none()
-            | st.fixed_dictionaries(
-                {},
-                optional={
-                    "name": st.none() | st.sampled_from(["", "f", "g"]),
-                    "arguments": st.none()
-                    | st.text(max_size=3)
-                    | st.dictionaries(st.text(max_size=2), WORDS, max_size=2),
-                },
-            ),
-            "custom": st.none() | st.fixed_dictionaries({"name": st.text(max_size=2), "input": st.text(max_size=2)}),
-        },
-    ),
-    max_size=3,
-)
-DELTAS = st.fixed_dictionaries(
-    {},
-    optional={
-        "role": st.none() | st.just("assistant"),
-        "content": st.none() | st.text(max_size=4) | st.lists(TREES, max_size=2),
-        "reasoning": TREES,
-        "reasoning_content": st.none() | st.text(max_size=3),
-        "tool_calls": st.none() | CALLS,
-        "function_call": st.none()
-        | st.fixed_dictionaries({"name": st.text(max_size=2), "arguments": st.text(max_size=2)}),
-    },
-)
-CHOICES = st.fixed_dictionaries(
-    {},
-    optional={
-        "index": st.none() | st.integers(0, 2),
-        "delta": st.none() | DELTAS,
-        "message": st.none() | DELTAS,
-        "finish_reason": st.sampled_from([None, None, None, "stop", "eos", "error", ""]),
-    },
-)
-CHUNKS = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": st.sampled_from([None, "", "c1", "c2"]),
-        "created": st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
-        "model": st.sampled_from([None, "", "m"]),
-        "choices": st.none() | st.lists(CHOICES, max_size=2),
-        "usage": TREES,
-        "error": st.sampled_from([None, None, {}, "Busy"]),
-        "x_groq": st.none() | st.fixed_dictionaries({"usage": TREES}),
-        "x_extra": TREES,
-    },
-)
 
 
 def check(decoder: OpenAIDecoder, pieces: list[bytes]) -> list[Event]:
@@ -886,8 +505,6 @@ def test_arbitrary_bytes_only_raise_errors_of_the_tree(data: bytes, cuts: list[i
     stream = sse(ROLE, text("a")) + (b"data: %b\n\n" % data if is_framed else data)
     check(OpenAIDecoder(CALL), pieces_of(stream, cuts))
     check(OpenAIDecoder(CALL), pieces_of(data, cuts))
-    with suppress(UpstreamError):
-        read_answer(CALL, data)
 
 
 @given(st.lists(CHUNKS | TREES, max_size=6), st.lists(st.integers(0, 5000), max_size=5))
@@ -901,25 +518,7 @@ def test_arbitrary_chunks_give_legal_events_and_frames_of_one_identity(documents
         assert all(isinstance(choice["index"], int) for choice in document["choices"])
 
 
-@given(CHUNKS | TREES)
-def test_arbitrary_answers_only_raise_errors_of_the_tree(document: Any) -> None:
-    """Or are one, in legal order."""
-    try:
-        events = read_answer(CALL, msgspec.json.encode(document))
-    except UpstreamError:
-        return
-    assert Lifecycle().admit(events) == events
-
-
 # --- an answer that the client knows already
-
-
-def known(started: StreamStarted, way: Way = "restart", **fields: Any) -> Call:
-    """Return a call whose client knows the answer by ``started``."""
-    return structs.replace(CALL, continuation=Continuation(way=way, started=started), **fields)
-
-
-KNOWN = StreamStarted("first", "model-1", 3, target="other/model")
 
 
 @pytest.mark.parametrize("way", ["restart", "exact", "anchored"])
@@ -941,25 +540,6 @@ def test_a_known_answer_keeps_its_name(way: Way) -> None:
         assert event.frame.event_count == 1
         document = msgspec.json.decode(event.frame.data)
         assert (document["id"], document["created"], document["model"]) == ("first", 3, "model-1")
-
-
-@pytest.mark.parametrize(
-    ("started", "expected"),
-    [
-        (StreamStarted("", "", 0), ("chatcmpl-t", 7, "chat")),
-        (StreamStarted("x", "", 0), ("x", 7, "chat")),
-        (StreamStarted("", "y", 9), ("chatcmpl-t", 9, "y")),
-    ],
-)
-def test_a_name_that_the_dialect_made_is_made_again(started: StreamStarted, expected: tuple[str, int, str]) -> None:
-    """Of a wire without ids or dates the client was told what its own dialect fills in."""
-    call = known(started)
-    encoded = OpenAIChatEncoder(call).encode([started, TextDelta("a")])
-    [event, *_] = OpenAIDecoder(call).feed(sse(ROLE))
-    assert isinstance(event, StreamStarted)
-    assert (event.id, event.created_unix_s, event.model) == expected
-    shown = msgspec.json.decode(encoded.removeprefix(b"data: "))
-    assert (shown["id"], shown["created"], shown["model"]) == expected
 
 
 def test_what_a_first_chunk_says_is_told_without_its_role() -> None:
@@ -999,19 +579,6 @@ def test_an_attempt_that_has_the_known_name_itself_still_starts() -> None:
     """A provider may answer the same request under the same id."""
     started = StreamStarted("c1", "m", 5)
     assert decode(text("a"), text("b"), STOP, call=known(started))[:3] == [START, TextDelta("a"), TextDelta("b")]
-
-
-def test_a_whole_answer_keeps_the_known_name_too() -> None:
-    """Its start is apart from its document."""
-    message = {"role": "assistant", "content": "a"}
-    body = msgspec.json.encode({**IDENTITY, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
-    start, *rest = read_answer(known(KNOWN), body)
-    assert start == StreamStarted("first", "model-1", 3, target="openai/gpt")
-    assert bare(rest) == [TextDelta("a"), ChoiceFinished("stop", "stop")]
-    frame = rest[0].frame
-    assert frame is not None
-    assert frame.event_count == 2
-    assert msgspec.json.decode(frame.data)["id"] == "first"
 
 
 def test_usage_so_far_is_known_in_the_middle() -> None:
