@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol, get_args
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from gateway.app import Gateway
 from gateway.config import Kind, parse_config
@@ -33,6 +34,9 @@ MODELS: Final[Mapping[str, str]] = {
 
 HOSTS: Final = ("azure", "deepseek", "groq", "llama.cpp", "ollama", "openrouter", "together", "vllm")
 KINDS: Final = (*MODELS, *HOSTS)
+
+settings.register_profile("patient", deadline=None)  # a loaded machine takes seconds for an example of milliseconds
+settings.load_profile("patient")
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,9 +274,7 @@ TEXTS: Final = st.one_of(
 )
 TARGETS: Final = st.sampled_from((*EXACT, *ANCHORED))
 OBEDIENCES: Final[tuple[Obedience, ...]] = ("rephrase", "preamble", "repeat_more", "repeat_less", "ignore")
-EXAMPLES: Final = settings(
-    max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
-)
+EXAMPLES: Final = settings(max_examples=600, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -359,7 +359,7 @@ def test_one_fault_in_a_whole_file_is_one_line_with_its_key_path(path: str) -> N
 
 
 @given(st.sets(st.sampled_from(sorted(BREAKS)), min_size=1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_fault_hides_another(paths: set[str]) -> None:
     """Any set of faults gives just these faults, in the order of the file."""
     text = WHOLE
@@ -557,7 +557,6 @@ def test_a_configuration_that_is_printed_shows_no_secret() -> None:
 
 
 @given(st.text())
-@settings(deadline=None)
 def test_any_text_is_a_configuration_or_faults(text: str) -> None:
     """No text makes the reader fail in any other way than with lines that can be printed."""
     assert all(fault and fault.isprintable() for fault in faults_or_none(text))
@@ -568,7 +567,6 @@ PIECES = st.lists(st.sampled_from(FRAGMENTS))
 
 
 @given(PIECES.map("".join) | PIECES.map("\n".join))
-@settings(deadline=None)
 def test_any_shuffled_file_is_a_configuration_or_faults(text: str) -> None:
     """Neither does any file made of pieces of a good one and of YAML's own signs."""
     assert all(fault and fault.isprintable() for fault in faults_or_none(text))
@@ -581,7 +579,6 @@ TREES: st.SearchStrategy[object] = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from(["server", "providers", "models", "middleware", "telemetry"]), TREES))
-@settings(deadline=None)
 def test_any_tree_is_a_configuration_or_faults(tree: dict[str, object]) -> None:
     """Neither does any value at any place."""
     assert all(fault and fault.isprintable() for fault in faults_or_none(yaml.safe_dump(tree)))
@@ -680,7 +677,6 @@ def test_a_configuration_can_be_read_again_from_its_text(cwd: Path) -> None:
 
 
 @given(content=st.binary())
-@settings(deadline=None)
 def test_any_bytes_are_a_configuration_or_faults(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No content of a file makes loading fail in any other way than with faults."""
     path = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from structlog.testing import capture_logs
@@ -268,7 +268,6 @@ class Model:
 FATES = st.builds(Fate, st.integers(0, 40), st.booleans(), st.sampled_from(["", "known", "asked"]), st.booleans())
 
 
-@settings(deadline=None)
 @given(
     fates=st.lists(FATES, max_size=8),
     options=st.fixed_dictionaries({"thinks": st.booleans(), "calls": st.booleans()}),

@@ -187,7 +187,7 @@ def test_refrain_is_no_echo_where_none_is_expected() -> None:
     assert taken(EchoTrim("la " * 30, expected=True), ["la " * 30, "end"]) == "end"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, TEXTS, SIZES)
 def test_expected_echo_leaves_the_rest(delivered: str, rest: str, sizes: list[int]) -> None:
     """Echo and rest give the rest; a rest alone gives the rest, or fails where it begins like an echo."""
@@ -199,7 +199,7 @@ def test_expected_echo_leaves_the_rest(delivered: str, rest: str, sizes: list[in
         assert new == (None if same >= ANCHOR_CHARACTERS // 2 or (rest and same == len(rest)) else rest)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(TEXTS, PLACES, TEXTS, SIZES)
 def test_unexpected_echo_is_dropped_only_where_it_is_telling(
     delivered: str, place: float, other: str, sizes: list[int]
@@ -216,7 +216,7 @@ def test_unexpected_echo_is_dropped_only_where_it_is_telling(
 # --- SpaceTrim
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text(" \n\t", max_size=6), TEXTS, SIZES)
 def test_space_is_not_doubled_and_not_lost(space: str, rest: str, sizes: list[int]) -> None:
     """Whether the provider says the white space again or not, it is there once."""
@@ -234,14 +234,14 @@ def test_part_of_the_space_is_dropped_as_far_as_it_is_the_same() -> None:
 # --- ReplayTrim
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, SIZES)
 def test_replay_is_dropped(replayed: str, rest: str, sizes: list[int]) -> None:
     """What was said since the checkpoint is not said twice."""
     assert taken(ReplayTrim(replayed), pieces_of(replayed + rest, sizes)) == rest
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, SIZES)
 def test_replay_that_differs_is_an_error(replayed: str, other: str, sizes: list[int]) -> None:
     """Another text, and one that ends before the client's does, cannot be joined."""
@@ -281,7 +281,7 @@ def test_stop_sequence_that_repeats_itself_may_have_begun_at_more_than_one_place
     assert taken(StopTrim("one END", ["END"]), ["x"]) == "x"
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.text("ab\n", max_size=20),
     PLACES,
@@ -368,7 +368,7 @@ def test_mark_on_a_space_is_no_beginning() -> None:
     assert choose_anchor(text, 22) == text[len("one ") :]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(TEXTS, COUNTS)
 def test_anchor_is_an_end_of_the_text_and_nothing_else(text: str, count: int) -> None:
     """It ends the text, stands in it once, begins with a whole character, and is missing only where it must be."""
@@ -389,7 +389,7 @@ def test_anchor_is_an_end_of_the_text_and_nothing_else(text: str, count: int) ->
 # --- AnchorTrim: a model that does as it was asked
 
 
-@settings(deadline=None, max_examples=600)
+@settings(max_examples=600)
 @given(TEXTS, PLACES, COUNTS, SIZES, st.text(" \n", max_size=3))
 def test_obedient_model_makes_the_text_whole(text: str, place: float, count: int, sizes: list[int], space: str) -> None:
     """Wherever the text broke off, the client has all of it once; where it soon says the same again it may fail."""
@@ -423,7 +423,7 @@ def test_obedient_model_makes_the_text_whole_from_every_place(text: str) -> None
     assert failed <= found * (0.5 if text == REFRAIN else 0.02)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TEXTS, PLACES, PLACES, COUNTS, SIZES)
 def test_more_of_the_text_may_be_repeated(text: str, place: float, more: float, count: int, sizes: list[int]) -> None:
     """From any place a little before the anchor, or from the very start."""
@@ -592,7 +592,7 @@ def check(delivered: str, anchor: str, rest: str, answer: str, sizes: Sequence[i
 
 
 @pytest.mark.parametrize("answer", DISOBEDIENCE.values(), ids=DISOBEDIENCE.keys())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(text=TEXTS, place=PLACES, count=COUNTS, sizes=SIZES)
 def test_disobedient_model_gives_the_whole_text_or_an_error(
     answer: Answer, text: str, place: float, count: int, sizes: list[int]
@@ -633,7 +633,7 @@ def test_song_is_joined_as_it_is_read(answer: Answer) -> None:
             check(delivered, anchor, rest, answer(delivered, anchor, rest), [5])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(TEXTS, PLACES, SIZES, st.sampled_from([COMMENT, "\n```", "\n" + "-" * 40]))
 def test_what_is_behind_the_rest_is_the_models_own(text: str, place: float, sizes: list[int], comment: str) -> None:
     """A comment or a fence at the end cannot be told from text; what is before it is still joined rightly."""
@@ -675,7 +675,7 @@ def test_pause_behind_a_preamble_is_no_seam() -> None:
     assert joined(delivered, anchor, f"{preamble}{anchor} so") == f"{delivered} so"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(TEXTS, PLACES, st.sampled_from(list(DISOBEDIENCE.values())), SIZES)
 def test_pieces_make_no_difference(text: str, place: float, answer: Answer, sizes: list[int]) -> None:
     """An answer that comes at once, by the letter, or somehow between, is judged alike."""

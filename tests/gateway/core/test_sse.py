@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import StreamInterrupted
@@ -50,7 +50,6 @@ def reference(body: bytes) -> list[ServerSentEvent]:
     return events
 
 
-@settings(deadline=None)
 @given(BYTES)
 def test_short_ways_read_what_the_standard_says(body: bytes) -> None:
     """What is read by hand because nearly all events look so means the same as line by line."""
@@ -78,7 +77,6 @@ def test_event_is_dispatched_by_its_blank_line() -> None:
     assert decoder.finish() == []
 
 
-@settings(deadline=None)
 @given(BYTES, st.lists(st.integers(0, 120), max_size=12))
 def test_any_split_of_any_bytes_gives_the_same_events(body: bytes, cuts: list[int]) -> None:
     """Where the network cuts the bytes makes no difference."""
@@ -86,14 +84,12 @@ def test_any_split_of_any_bytes_gives_the_same_events(body: bytes, cuts: list[in
     assert decode(*[body[begin:end] for begin, end in pairwise(places)]) == decode(body)
 
 
-@settings(deadline=None)
 @given(BYTES)
 def test_byte_by_byte_gives_the_same_events(body: bytes) -> None:
     """The smallest reads there are change nothing either."""
     assert decode(*[bytes([byte]) for byte in body]) == decode(body)
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=10), st.integers(1, 60))
 def test_arbitrary_bytes_raise_nothing_but_interruptions(chunks: list[bytes], max_frame_bytes: int) -> None:
     """No bytes bring out a foreign exception."""

@@ -367,7 +367,7 @@ def test_a_target_is_said_to_go_on_where_it_does(name: str, model: str) -> None:
     assert simulated.make_provider(name).continues(call) is (played.way in ("prefill", "echo"))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(list(CONTINUED)),
     st.integers(1, len(ANSWER)),
@@ -407,7 +407,7 @@ def test_mistrals_echo_is_dropped_and_not_missed(at: int, echo: Literal["auto", 
     assert ANSWER[:at] + text_of(events) == ANSWER
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(list(CONTINUED)), st.integers(60, len(ANSWER)), st.integers(1, 40), st.booleans())
 def test_an_echo_that_nobody_expects_is_dropped_too(
     name: str,
@@ -491,7 +491,7 @@ def test_a_token_that_is_no_good_is_a_refusal_to_go_on() -> None:
     assert simulated.refusal(simulated.make_provider("google"), call, SAID).refused == "continuation"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     checkpoint_every=st.integers(1, 20),
     hop_after=st.none() | st.integers(1, 40),

@@ -535,7 +535,6 @@ PIECES = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(PIECES | st.binary(max_size=30), max_size=12))
 def test_arbitrary_bytes_raise_nothing_but_errors_of_the_tree(data: list[bytes]) -> None:
     """No bytes of a provider bring out a foreign exception."""
@@ -554,7 +553,7 @@ def ready(end: str = "\r\n") -> GoogleDecoder:
     return decoder
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.tuples(st.text(min_size=1), st.integers(0, 9)), min_size=1, max_size=8),
     st.sampled_from(["\n", "\r\n"]),
@@ -649,7 +648,7 @@ def test_what_is_not_like_the_last_is_read_as_it_is(odd: bytes) -> None:
 WORDS = st.builds(lambda word, count: sse(text(word, **used(3, count))), st.text(min_size=1), st.integers(0, 9))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(WORDS | st.sampled_from(ODD), min_size=1, max_size=6))
 def test_any_of_these_in_one_read_are_what_they_are_in_reads_of_their_own(pieces: list[bytes]) -> None:
     """However many are like the last, and wherever one is not."""

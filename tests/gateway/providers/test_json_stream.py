@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.errors import StreamInterrupted
@@ -50,7 +50,6 @@ def test_cut_anywhere_gives_the_same_documents(size: int) -> None:
     assert [json.loads(document) for document in found] == TRICKY
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.dictionaries(st.text(max_size=4), JSON), max_size=4),
     st.lists(st.integers(0, 200), max_size=8),
@@ -87,7 +86,6 @@ def test_oversized_document_is_refused() -> None:
     assert caught.value.code == "frame_too_large"
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20) | st.sampled_from([b"[", b"{", b'"', b"\\", b"}", b"]", b",", b"\n"])))
 def test_arbitrary_bytes_raise_nothing_but_interruptions(chunks: list[bytes]) -> None:
     """No bytes bring out an error that is not of the tree."""

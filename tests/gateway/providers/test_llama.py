@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.call import (
@@ -322,7 +322,6 @@ def test_http_error_has_its_words_and_no_number_as_code() -> None:
     assert (error.message, error.code, error.retry_after_s) == ("no [redacted]", "upstream_refused", 3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=30) | st.sampled_from([sse(text("a")), sse(COMPLETE), sse(PROBLEM)]), max_size=8))
 def test_arbitrary_bytes_raise_nothing_but_errors_of_the_tree(data: list[bytes]) -> None:
     """No bytes of a provider bring out a foreign exception."""

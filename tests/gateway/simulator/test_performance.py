@@ -103,7 +103,7 @@ FIELDS = st.sampled_from(NAMES.split())
 
 
 @pytest.mark.parametrize("name", sorted(WIRES))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(fields=st.dictionaries(FIELDS, ODD, max_size=4))
 def test_any_json_is_an_answer_or_the_callers_fault(name: str, fields: dict[str, Any]) -> None:
     """A field of the wrong type is a 400 and never a fault here."""

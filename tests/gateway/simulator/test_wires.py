@@ -364,7 +364,7 @@ def test_an_answer_cut_and_continued_exactly_is_the_uncut_one(exact: Exact, toke
 
 
 @pytest.mark.parametrize("exact", EXACT, ids=label)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cut_at=st.integers(1, 1000))
 def test_a_cut_between_any_two_characters_can_be_continued(exact: Exact, cut_at: int) -> None:
     """Also inside a token, a word or a code fence."""

@@ -267,7 +267,7 @@ def test_a_slot_can_die_before_anyone_has_asked() -> None:
     assert told_by(collector)["millrace_spans_dropped_total",] == 5
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.floats(0, 1e9))), max_size=60))
 def test_nothing_that_only_grows_is_ever_told_smaller(steps: list[tuple[int, float | None]]) -> None:
     """Not by the last bit of a sum, however the workers die, and in the end it is what was counted."""
