@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, get_args
 
 import pytest
 import yaml
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from gateway.app import Gateway
 from gateway.config import Kind, parse_config
@@ -35,7 +35,8 @@ MODELS: Final[Mapping[str, str]] = {
 HOSTS: Final = ("azure", "deepseek", "groq", "llama.cpp", "ollama", "openrouter", "together", "vllm")
 KINDS: Final = (*MODELS, *HOSTS)
 
-settings.register_profile("patient", deadline=None)  # a loaded machine takes seconds for an example of milliseconds
+# A loaded machine takes seconds for an example of milliseconds, and as long to think of it.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 
