@@ -160,13 +160,15 @@ async def open_firefox_page(url: str) -> AsyncIterator[FirefoxPage]:
             page = FirefoxPage(socket)
             listening = asyncio.create_task(page.listen())
             await page.tell("session.new", capabilities={})
-            user = await page.tell("browser.createUserContext")
-            tab = await page.tell("browsingContext.create", type="tab", userContext=user["userContext"])
-            page.context = tab["context"]
-            await page.tell("session.subscribe", events=["log.entryAdded"])
-            yield page
-            await page.tell("browser.removeUserContext", **user)
-            await page.tell("session.end")
+            try:
+                user = await page.tell("browser.createUserContext")
+                tab = await page.tell("browsingContext.create", type="tab", userContext=user["userContext"])
+                page.context = tab["context"]
+                await page.tell("session.subscribe", events=["log.entryAdded"])
+                yield page
+                await page.tell("browser.removeUserContext", **user)
+            finally:  # there can be only one: who fails is not to take the browser from all others
+                await page.tell("session.end")
         await listening
 
 

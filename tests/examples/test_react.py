@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ import pytest
 
 from gateway.simulator import Script
 from tests import browser, firefox
-from tests.browser import Page, open_page
+from tests.browser import BrowserError, Page, open_page
 from tests.conftest import MakeGateway, Running, over
 from tests.eventually import eventually
 from tests.firefox import FirefoxPage, open_firefox_page
@@ -131,8 +131,15 @@ async def test_stop_ends_the_answer_at_the_provider_too(make_gateway: MakeGatewa
     running = await make_gateway("openai", default=replace(STEADY, token_count=5000))
     async with chatting(built, running, open_tab) as page:
         await page.wait_for(f"{TEXT}.length > 20")
-        await page.click(".stop")
-        await page.wait_for(f"{STATUS} === 'stopped'")
+
+        async def is_stopped() -> bool:  # the button goes down while the answer grows, and a click may come too late
+            if await page.evaluate(STATUS) == "stopped":
+                return True
+            with suppress(BrowserError):  # it goes away when it has been hit
+                await page.click(".stop")
+            return False
+
+        await eventually(is_stopped)
         await eventually(lambda: running.simulator.requests[-1].outcome == "client_gone")
         assert await page.evaluate(f"{TEXT}.length") > 20
 
