@@ -53,7 +53,7 @@ from gateway.core.errors import (
 from gateway.core.kept import Kept
 from gateway.core.ledger import Settlement
 from gateway.core.meters import OTHER, Counter, Gauge, Histogram, Meters, upstream_label
-from gateway.core.progress import Objective, Phase, Progress
+from gateway.core.progress import OBJECTIVES, Phase, Progress, Verdict
 from gateway.core.trace import Trace
 from gateway.pipeline import DRAINED, HEDGE_LOST, Next, Send, Telemetry
 
@@ -69,7 +69,6 @@ _UNJUDGED = frozenset({"client_aborted", "rejected"})
 """Outcomes that say nothing about how good the gateway and its providers are."""
 
 
-_NO_VERDICT: Mapping[Objective, bool] = {}
 _COMPLETED: Final = ("completed", "")
 
 
@@ -149,8 +148,11 @@ class _Model:
             lambda reason: meters.counter("millrace_finish_reasons_total", name, reason)
         )
         self.histograms: Kept[str, Histogram] = Kept(lambda family: meters.histogram(family, name))
-        self.verdicts: Kept[tuple[Objective, bool], Counter] = Kept(
-            lambda met: meters.counter("millrace_slo_streams_total", name, met[0], "true" if met[1] else "false")
+        self.verdicts: Kept[Verdict, Sequence[Counter]] = Kept(
+            lambda met: [
+                meters.counter("millrace_slo_streams_total", name, objective, "true" if is_met else "false")
+                for objective, is_met in zip(OBJECTIVES, met, strict=True)
+            ]
         )
         self._upstreams: Kept[str, _Upstream] = Kept(lambda label: _Upstream(meters, name, label))
         self._known: dict[Target | str, _Upstream] = {}
@@ -353,9 +355,11 @@ class _Observed:
                 self._count_overlap()
         else:
             self._end_progress(error, now_s)
-        met = _NO_VERDICT
-        if self._is_stream and outcome not in _UNJUDGED:
-            met = progress.judge(now_s, is_complete=error is None)
+        met = tpot_s = None
+        if self._is_stream:
+            tpot_s = progress.tpot_s
+            if outcome not in _UNJUDGED:
+                met = progress.judge(now_s, tpot_s, is_complete=error is None)
         self._model.active[progress.phase].inc(-1)
         self._count_end(now_s)
         if error is not None:
@@ -363,9 +367,9 @@ class _Observed:
         if progress.failovers or progress.seams:
             self._count_failovers()
         if self._is_stream:
-            self._count_stream(met)
+            self._count_stream(met, tpot_s)
         self._telemetry.live.end(self, None if outcome == "rejected" else self._look(now_s, self._settled_count))
-        self._tell(error, met, now_s)
+        self._tell(error, met, tpot_s, now_s)
         progress.let_go()
 
     def _end_progress(self, error: BaseException, now_s: float) -> None:
@@ -410,7 +414,7 @@ class _Observed:
             upstream = model.upstream(route, seam.from_target).label
             meters.counter("millrace_stream_resumes_total", model.name, upstream, result).inc()
 
-    def _count_stream(self, met: Mapping[Objective, bool]) -> None:
+    def _count_stream(self, met: Verdict | None, tpot_s: float | None) -> None:
         """Count how fast and how evenly a stream came; its target is the one that gave the first token."""
         call, meters, model, progress = self._call, self._telemetry.meters, self._model, self.progress
         histograms = model.upstream(call.route, progress.target).histograms
@@ -419,7 +423,7 @@ class _Observed:
             histograms["millrace_ttft_seconds"].observe(ttft_s, exemplar)
         if (ttfc_s := progress.ttfc_s) is not None:
             model.histograms["millrace_time_to_first_content_seconds"].observe(ttfc_s)
-        if tpot_s := progress.tpot_s:
+        if tpot_s:
             histograms["millrace_tpot_seconds"].observe(tpot_s)
             histograms["millrace_stream_tokens_per_second"].observe(1 / tpot_s)
         if progress.max_gap_s:
@@ -430,11 +434,11 @@ class _Observed:
             meters.counter("millrace_stall_seconds_total", model.name, slow).inc(stall.length_s)
         for loss in progress.losses:
             meters.histogram("millrace_failover_lost_seconds", model.name, loss.phase).observe(loss.length_s)
-        verdicts = model.verdicts
-        for verdict in met.items():
-            verdicts[verdict].inc()
+        if met is not None:
+            for verdict in model.verdicts[met]:
+                verdict.inc()
 
-    def _tell(self, error: BaseException | None, met: Mapping[Objective, bool], now_s: float) -> None:
+    def _tell(self, error: BaseException | None, met: Verdict | None, tpot_s: float | None, now_s: float) -> None:
         """End the trace, and write the line, if anybody wants it."""
         progress, outcome, trace = self.progress, self._outcome, self._call.trace
         logger = log.bind()  # structlog's own, and not one that looks for it with every name
@@ -465,7 +469,7 @@ class _Observed:
         )
         if not is_logged:
             return
-        fields = self._line(met, now_s)
+        fields = self._line(met, tpot_s, now_s)
         if http_status:
             fields["http_status"] = http_status
         if error_type:
@@ -476,7 +480,7 @@ class _Observed:
         with suppress(OSError):  # that nobody can read the log is no reason for an answer to fail
             write("stream.finished", **fields)
 
-    def _line(self, met: Mapping[Objective, bool], now_s: float) -> dict[str, object]:
+    def _line(self, met: Verdict | None, tpot_s: float | None, now_s: float) -> dict[str, object]:
         """Return what the log is told, but for how the call ended."""
         progress, usage = self.progress, self.progress.usage
         fields: dict[str, object] = {
@@ -502,13 +506,12 @@ class _Observed:
         if progress.last_target != progress.target:
             fields["last_target"] = progress.last_target
         if self._is_stream:
-            tpot_s = progress.tpot_s
             fields["ttfc_s"] = _rounded(progress.ttfc_s)
             fields["tpot_s"] = _rounded(tpot_s)
             fields["tokens_per_s"] = _rounded(1 / tpot_s, 3) if tpot_s else None
             fields["max_gap_s"] = _rounded(progress.max_gap_s or None)
-        if met:
-            fields["slo"] = dict(met)
+        if met is not None:
+            fields["slo"] = dict(zip(OBJECTIVES, met, strict=True))
         self._add_rarities(fields)
         if self._outcome == "client_aborted":
             fields["client_abort_phase"] = progress.phase

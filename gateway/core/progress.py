@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from gateway.core.events import (
     TOKEN_EVENTS,
@@ -36,6 +36,9 @@ Phase = Literal["prefill", "reasoning", "decode", "draining"]
 Resolution = Literal["recovered", "failed_over", "gave_up", "client_left"]
 FailurePhase = Literal["pre_first_token", "mid_stream"]
 Objective = Literal["ttft", "tpot", "smooth", "complete", "all"]
+OBJECTIVES: Final[tuple[Objective, ...]] = ("ttft", "tpot", "smooth", "complete", "all")
+Verdict: TypeAlias = tuple[bool, bool, bool, bool, bool]
+"""Which of the objectives were met, in their order."""
 
 _TOKENS: Final = frozenset(TOKEN_EVENTS)
 _NO_TIME_S: Final = 1e-9
@@ -294,26 +297,19 @@ class Progress:
         """How long failovers took."""
         return sum(loss.length_s for loss in self.losses)
 
-    def judge(self, now_s: float, *, is_complete: bool) -> Mapping[Objective, bool]:
-        """Return which objectives the answer has met, now that it has ended.
+    def judge(self, now_s: float, tpot_s: float | None, *, is_complete: bool) -> Verdict:
+        """Return which objectives the answer has met, now that it has ended; ``tpot_s`` is its own.
 
         One that failed before its first token has missed that. In what was never seen of an answer, nothing was slow;
         an answer without any token is as late as its end.
         """
-        slo, tpot_s = self.slo, self.tpot_s
-        ttft_s = self.ttft_s
-        if ttft_s is None:
-            ttft_s = now_s - self.asked_at_s if is_complete else inf
-        is_prompt = ttft_s <= slo.ttft_s
+        slo, first_at_s = self.slo, self.first_at_s
+        if first_at_s is None:
+            first_at_s = now_s if is_complete else inf
+        is_prompt = first_at_s - self.asked_at_s <= slo.ttft_s
         is_fast = tpot_s is None or tpot_s <= slo.tpot_s
         is_smooth = self.max_gap_s <= slo.max_gap_s
-        return {
-            "ttft": is_prompt,
-            "tpot": is_fast,
-            "smooth": is_smooth,
-            "complete": is_complete,
-            "all": is_prompt and is_fast and is_smooth and is_complete,
-        }
+        return is_prompt, is_fast, is_smooth, is_complete, is_prompt and is_fast and is_smooth and is_complete
 
     # --- inside
 
@@ -339,6 +335,7 @@ class Progress:
 
     def _look(self, gap_s: float, now_s: float, *, is_content: bool) -> None:
         """Take in a token that is the first one, or follows a gap that is worth a look."""
+        limit_s = self.slo.max_gap_s
         if self._is_failing:
             self._note_loss(gap_s, now_s)
         if self.first_at_s is None:
@@ -346,15 +343,19 @@ class Progress:
             if self.note is not _forget:
                 self.note("first_token", {"target": self.last_target})
         else:
-            self.max_gap_s = max(self.max_gap_s, gap_s)
-            self._note_stall(gap_s, "failed_over" if self._is_failing else "recovered")
+            if gap_s > self.max_gap_s:  # noqa: PLR1730, two calls for each look are a third of it
+                self.max_gap_s = gap_s
+            if gap_s > limit_s:
+                self._note_stall(gap_s, "failed_over" if self._is_failing else "recovered")
         if is_content and self.content_at_s is None:
             self.content_at_s = now_s
         self._is_failing = False
         self._failing_since_s = None
         self._speaker = self.last_target
-        self._alarm_s = min(self.max_gap_s, self.slo.max_gap_s)
-        self._move("reasoning" if self.content_at_s is None else "decode")
+        self._alarm_s = self.max_gap_s if self.max_gap_s < limit_s else limit_s  # noqa: FURB136, same
+        phase: Phase = "reasoning" if self.content_at_s is None else "decode"
+        if phase != self.phase:
+            self._move(phase)
 
     def _note_loss(self, gap_s: float, now_s: float) -> None:
         if self.first_at_s is not None:
