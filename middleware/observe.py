@@ -271,10 +271,16 @@ class _Observed:
         self._call.ledger.note_first_token(target, attempt, ttft_s)
 
     def settle(self, settlement: Settlement) -> None:
-        """Count the attempt and its tokens, and pass it on."""
+        """Count the attempt and its tokens, and pass it on.
+
+        Note when the first attempt was begun, and when the one that the client heard first had its first token.
+        """
         call, ended = self._call, _COMPLETED
         self._settled_count += 1
-        self._time(settlement)
+        if self._started_at_s is None or settlement.started_at_s < self._started_at_s:
+            self._started_at_s = settlement.started_at_s
+        if self._spoke_at_s is None and settlement.is_delivered:
+            self._spoke_at_s = settlement.first_token_at_s
         if settlement.result != "completed":
             ended = self._ended(settlement)
         upstream = self._model.upstream(call.route, settlement.target)
@@ -290,13 +296,6 @@ class _Observed:
             error_type = error_type or "_OTHER"
             self.progress.note_failed_attempt(settlement.started_at_s)
         return settlement.result, error_type
-
-    def _time(self, settlement: Settlement) -> None:
-        """Note when the first attempt was begun, and when the one that the client heard first had its first token."""
-        if self._started_at_s is None or settlement.started_at_s < self._started_at_s:
-            self._started_at_s = settlement.started_at_s
-        if self._spoke_at_s is None and settlement.is_delivered:
-            self._spoke_at_s = settlement.first_token_at_s
 
     def _count_usage(self, settlement: Settlement, upstream: _Upstream) -> None:
         """Count what an attempt used; one that brought nothing has nothing to account for."""
@@ -417,8 +416,7 @@ class _Observed:
     def _count_stream(self, met: Verdict | None, tpot_s: float | None) -> None:
         """Count how fast and how evenly a stream came; its target is the one that gave the first token."""
         call, meters, model, progress = self._call, self._telemetry.meters, self._model, self.progress
-        histograms = model.upstream(call.route, progress.target).histograms
-        exemplar = call.trace.exemplar_trace_id
+        histograms, exemplar = model.upstream(call.route, progress.target).histograms, call.trace.exemplar_trace_id
         if (ttft_s := progress.ttft_s) is not None:
             histograms["millrace_ttft_seconds"].observe(ttft_s, exemplar)
         if (ttfc_s := progress.ttfc_s) is not None:

@@ -268,18 +268,12 @@ class Progress:
         return reported if self.is_finished and reported > 0 else max(reported, self.delta_count)
 
     @property
-    def decode_s(self) -> float:
-        """From the first delivery of tokens to the last; 0 where there was one."""
-        if self.first_at_s is None:
-            return 0.0
-        decode_s = self.last_at_s - self.first_at_s - self._shifted_s
-        return decode_s if decode_s > _NO_TIME_S else 0.0
-
-    @property
     def tpot_s(self) -> float | None:
-        """Seconds for each token behind the first; ``None`` where all came at once."""
-        decode_s, behind_count = self.decode_s, self.token_count - 1
-        return decode_s / behind_count if decode_s and behind_count > 0 else None
+        """Seconds for each token behind the first, up to the last delivery; ``None`` where all came at once."""
+        if self.first_at_s is None:
+            return None
+        decode_s, behind_count = self.last_at_s - self.first_at_s - self._shifted_s, self.token_count - 1
+        return decode_s / behind_count if decode_s > _NO_TIME_S and behind_count > 0 else None
 
     @property
     def tokens_per_s(self) -> float | None:

@@ -74,7 +74,7 @@ def test_an_answer_in_even_steps() -> None:
     for number in range(1, 5):
         going.add(0.5 + number / 4, A)
     progress = going.add(1.6, STOP, UsageReported(Usage(3, 5)))
-    assert (progress.ttft_s, progress.ttfc_s, progress.decode_s, progress.max_gap_s) == (0.5, 0.5, 1.0, 0.25)
+    assert (progress.ttft_s, progress.ttfc_s, progress.max_gap_s) == (0.5, 0.5, 0.25)
     assert (progress.tpot_s, progress.tokens_per_s, progress.token_count, progress.delta_count) == (0.25, 4.0, 5, 5)
     assert (progress.stalls, progress.losses, progress.finish_reasons) == ([], [], {0: "stop"})
 
@@ -83,7 +83,7 @@ def test_before_the_first_token_nothing_is_known() -> None:
     """A start, a report and an extra are no tokens."""
     progress = Going().add(0.5, START, UsageReported(Usage(3, 0)), ProviderExtra())
     assert (progress.ttft_s, progress.ttfc_s, progress.tpot_s, progress.tokens_per_s) == (None, None, None, None)
-    assert (progress.decode_s, progress.max_gap_s, progress.token_count, progress.phase) == (0.0, 0.0, 0, "prefill")
+    assert (progress.max_gap_s, progress.token_count, progress.phase) == (0.0, 0, "prefill")
 
 
 def test_an_answer_in_one_piece_has_no_speed() -> None:
@@ -305,7 +305,6 @@ def test_nobody_waits_for_a_token_while_the_client_does_not_read() -> None:
     going.progress.note_pause(10.0)
     progress = going.add(11.0, A)
     assert (progress.max_gap_s, progress.stalls, progress.paused_s) == (0.5, [], 10.0)
-    assert progress.decode_s == pytest.approx(0.5)
     assert progress.tpot_s == pytest.approx(0.5)
 
 
