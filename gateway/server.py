@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,7 +60,6 @@ FORWARDED_HEADERS = tuple(
 _STREAM_HEADERS = {"cache-control": "no-cache, no-transform", "x-accel-buffering": "no"}
 _WHOLE_LINES = header_lines({"content-type": "application/json"})
 _AUTHORIZATION = istr("authorization")
-_FAILED = "the gateway failed; the details are in its log under the request id"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,11 +247,15 @@ class Server:
         """Collect a whole answer and send it."""
         events: list[Event] = []
         try:
-            await _guarded(pipeline(call, events.extend), call)
+            await pipeline(call, events.extend)
         except asyncio.CancelledError as error:
             if error.args == (DRAINED,):
                 raise _stopping_at(request) from error
             raise
+        except GatewayError:
+            raise
+        except Exception as error:
+            raise _unexpected(error, call) from error
         started = next((event for event in events if type(event) is StreamStarted), None)
         headers = {**_target_headers(started), **_trace_headers(call.trace)}
         return Reply(self._port, call.endpoint, headers, dialect.answer(call, events), lines=_WHOLE_LINES)
@@ -272,9 +275,8 @@ class Server:
                 await pipeline(_traced(call, trace, stream), stream.send)
             except GatewayError:
                 raise
-            except Exception as error:  # as in ``_guarded``, without a coroutine of its own
-                log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
-                raise InternalError(_FAILED) from error
+            except Exception as error:
+                raise _unexpected(error, call) from error
             stream.finish()
             if request.protocol.writing_paused:
                 with suppress(ConnectionError):
@@ -320,15 +322,10 @@ def _too_large(request: web.Request) -> RequestTooLarge:
     return RequestTooLarge(f"the body is larger than {request.client_max_size} bytes")
 
 
-async def _guarded(work: Awaitable[None], call: Call) -> None:
-    """Await ``work``; whatever it raises that is not ours to expect becomes an ``InternalError`` with a log line."""
-    try:
-        await work
-    except GatewayError:
-        raise
-    except Exception as error:
-        log.exception("call.failed", request_id=call.request_id, endpoint=call.endpoint)
-        raise InternalError(_FAILED) from error
+def _unexpected(error: Exception, call: Call) -> InternalError:
+    """Write down what nobody expected, and return what a client is told of it."""
+    log.error("call.failed", exc_info=error, request_id=call.request_id, endpoint=call.endpoint)
+    return InternalError("the gateway failed; the details are in its log under the request id")
 
 
 def _refuse(error: ClientError) -> Next:
