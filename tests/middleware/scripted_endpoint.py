@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from gateway.core.call import Call, Target
-from gateway.core.errors import ClientGone, GatewayError, InvalidRequest, UpstreamError
+from gateway.core.errors import GatewayError, InvalidRequest, UpstreamError
 from gateway.core.events import TOKEN_EVENTS, ChoiceFinished, Event, StreamStarted, TextDelta, Usage, UsageReported
-from gateway.core.ledger import Result, Settlement
+from gateway.core.ledger import Settlement
+from gateway.ending import result_of
 from gateway.pipeline import Send
 
 HANG = "hang"
@@ -135,7 +136,7 @@ class _Played:
         """Account for the attempt, unless it was never made: declined, or one that its wire cannot express."""
         if self._silent or self._call.target is None or isinstance(failure, InvalidRequest) or _is_declined(failure):
             return
-        result, reason = _result_of(failure)
+        result, reason = result_of(failure)
         error = failure if isinstance(failure, GatewayError) and result == "failed" else None
         self._call.ledger.settle(
             Settlement(
@@ -158,15 +159,3 @@ class _Played:
 def _is_declined(failure: BaseException | None) -> bool:
     """Whether a target was not asked at all, because it is known not to go on with an answer."""
     return isinstance(failure, UpstreamError) and failure.refused == "continuation" and failure.upstream_status is None
-
-
-def _result_of(failure: BaseException | None) -> tuple[Result, str]:
-    match failure:
-        case None:
-            return "completed", ""
-        case asyncio.CancelledError(args=(str(word),)):
-            return "cancelled", word
-        case ClientGone() | asyncio.CancelledError():
-            return "cancelled", "client_gone"
-        case _:
-            return "failed", ""
